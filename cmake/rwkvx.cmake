@@ -1,0 +1,29 @@
+# Compiler settings shared by every target, and the functions that declare libraries and tests.
+
+add_library(rwkvx_options INTERFACE)
+target_compile_options(rwkvx_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wno-unknown-pragmas)
+target_include_directories(rwkvx_options INTERFACE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
+if(RWKVX_SANITIZE)
+  target_compile_options(rwkvx_options INTERFACE -fsanitize=${RWKVX_SANITIZE} -fno-omit-frame-pointer)
+  target_link_options(rwkvx_options INTERFACE -fsanitize=${RWKVX_SANITIZE})
+  if(RWKVX_SANITIZE MATCHES "undefined")
+    target_compile_options(rwkvx_options INTERFACE -fno-sanitize-recover=undefined)
+  endif()
+endif()
+
+# rwkvx_library(base SOURCES a.cc b.cc DEPENDS other): target rwkvx_base in the current folder.
+function(rwkvx_library name)
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPENDS;PRIVATE" ${ARGN})
+  add_library(rwkvx_${name} STATIC ${arg_SOURCES})
+  target_link_libraries(rwkvx_${name} PUBLIC rwkvx_options ${arg_DEPENDS} PRIVATE ${arg_PRIVATE})
+endfunction()
+
+# rwkvx_test(name SOURCES a_test.cc DEPENDS rwkvx_x): a GoogleTest program, registered with ctest case by case.
+function(rwkvx_test name)
+  cmake_parse_arguments(arg "" "" "SOURCES;DEPENDS" ${ARGN})
+  add_executable(${name} ${arg_SOURCES})
+  target_link_libraries(${name} PRIVATE rwkvx_options ${arg_DEPENDS} GTest::gtest GTest::gmock GTest::gtest_main)
+  target_compile_definitions(${name} PRIVATE RWKVX_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/data")
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 600)
+endfunction()
