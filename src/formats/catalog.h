@@ -16,8 +16,8 @@
 
 namespace rwkvx {
 
-/// One tensor of a file. `data` points into memory that the catalog keeps alive (usually the mapped file); its
-/// shape is row-major with the last dimension contiguous, whatever order the file writes dimensions in.
+/// One tensor of a file. `data` points into memory that the catalog keeps alive (usually the mapped file);
+/// its shape is row-major with the last dimension contiguous, whatever order the file writes dimensions in.
 struct CatalogTensor {
   std::string name;
   ConstView data;
@@ -67,8 +67,8 @@ Catalog read_pth(const Path& path);
 Catalog read_safetensors(const Path& path);
 Catalog read_gguf(const Path& path);
 
-/// Writers stream tensor by tensor, so that memory stays small: `data` is called once for each tensor, in order,
-/// and its result is used before the next call. Progress is in bytes. Written beside and renamed.
+/// Writers stream tensor by tensor, so that memory stays small: `data` is called once for each tensor, in
+/// order, and its result is used before the next call. Progress is in bytes. Written beside and renamed.
 struct TensorToWrite {
   std::string name;
   DType dtype;
