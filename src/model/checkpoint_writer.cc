@@ -72,10 +72,13 @@ class Exporter {
       m.emplace_back(key("top_k"), number(c.top_k));
       m.emplace_back(key("sparse_block_count"), number(c.sparse_blocks));
     }
-    std::vector<std::string> tokens =
-        options_.vocabulary ? options_.vocabulary->tokens : std::vector<std::string>();
-    std::vector<int64_t> types(tokens.size(), 1);                       // normal
-    if (!tokens.empty() && tokens.front() == "<s>") types.front() = 3;  // control
+    std::vector<std::string> tokens;
+    std::vector<int64_t> types;
+    if (options_.vocabulary) {
+      tokens = options_.vocabulary->tokens;
+      types.assign(options_.vocabulary->types.begin(), options_.vocabulary->types.end());
+    }
+    types.resize(tokens.size(), 1);  // normal
     for (auto i = static_cast<int64_t>(tokens.size()); i < c.vocab; ++i) {
       tokens.push_back(fmt::format("[PAD{}]", i));
       types.push_back(5);  // unused
