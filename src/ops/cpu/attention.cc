@@ -6,6 +6,7 @@
 // After foreach_target.h.
 #include <algorithm>
 
+#include "hwy/cache_control.h"
 #include "ops/cpu/attention.h"
 #include "ops/cpu/attention_tiles-inl.h"
 #include "ops/cpu/simd-inl.h"
@@ -42,21 +43,47 @@ void load_query(const Head& head, int64_t row, QueryBlock& block, int64_t lane) 
   for (int64_t n = 0; n < N; ++n) block.q[n * kQueries + lane] = q[n] * 0.125f;  // 1/√N
 }
 
-/// The gates of chunks first .. first + kTile for 1 or 2 vectors of queries. Every way to come here sums over
-/// n in the same order, so that prefill and decode choose the same chunks.
+/// A gate is a sum of 16 partial ones, pₙ = Σ q[n + 16i]·sums[n + 16i], added as a tree: p₀…₁₅ in halves,
+/// again and again. Both forms below do exactly that, so that prefill and decode choose the same chunks.
+HWY_INLINE float gate_of(const float* q, const float* sums) {
+  constexpr int64_t kPartials = 16 / kLanes;
+  V partial[kPartials];
+  RWKVX_UNROLL for (int64_t p = 0; p < kPartials; ++p) partial[p] =
+      hn::Mul(load(q + p * kLanes), load(sums + p * kLanes));
+  RWKVX_UNROLL for (int64_t n = 16; n < N; n += 16) {
+    RWKVX_UNROLL for (int64_t p = 0; p < kPartials; ++p) {
+      partial[p] = hn::MulAdd(load(q + n + p * kLanes), load(sums + n + p * kLanes), partial[p]);
+    }
+  }
+  RWKVX_UNROLL for (int64_t half = kPartials / 2; half > 0; half /= 2) {
+    RWKVX_UNROLL for (int64_t p = 0; p < half; ++p) partial[p] = hn::Add(partial[p], partial[p + half]);
+  }
+  return sum_of_lanes(partial[0]);
+}
+
 template <int kVectors>
-HWY_INLINE void gates(const Head& head, const QueryBlock& block, int64_t first, int64_t count, float* to) {
-  V tile[kTile][kVectors];
-  const float* rows[kTile];
-  RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
-    rows[i] = head.key_sums(std::min(first + i, count - 1));
-    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) tile[i][v] = zero();
+struct Gates {
+  V of[kVectors];
+};
+
+/// Σ over the partial sums first, first + step, …, in halves.
+template <int kVectors, int kFirst, int kStep>
+HWY_INLINE Gates<kVectors> partial_gates(const float* q, const float* sums) {
+  Gates<kVectors> result;
+  if constexpr (kStep == 16) {
+    RWKVX_UNROLL for (int64_t n = kFirst; n < N; n += 16) {
+      const V x = set(sums[n]);
+      RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+        const V column = hn::Load(F(), q + n * kQueries + v * kLanes);
+        result.of[v] = n < 16 ? hn::Mul(x, column) : hn::MulAdd(x, column, result.of[v]);
+      }
+    }
+  } else {
+    const auto low = partial_gates<kVectors, kFirst, 2 * kStep>(q, sums);
+    const auto high = partial_gates<kVectors, kFirst + kStep, 2 * kStep>(q, sums);
+    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) result.of[v] = hn::Add(low.of[v], high.of[v]);
   }
-  multiply_tile(
-      tile, [&](int i, int64_t n) { return rows[i][n]; }, block.q, N);
-  RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
-    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) store(tile[i][v], to + (i * kVectors + v) * kLanes);
-  }
+  return result;
 }
 
 /// best[slot] and its chunks, in falling order of the gate; equal gates in rising order of the chunk, since
@@ -76,38 +103,67 @@ HWY_INLINE void insert(V gate, V chunk, int64_t slots, int64_t stride, float* be
   }
 }
 
-/// Writes the chosen chunks of the block's queries (rows row .. row + lanes, all in chunk `own`).
+/// Writes the chosen chunks of rows row .. row + lanes, all in chunk `own`, for which there is a choice.
 template <int kVectors>
-HWY_INLINE void choose(const Head& head, const QueryBlock& block, int64_t row, int64_t lanes, int64_t own,
-                       AttentionScratch& scratch) {
-  const int64_t slots = std::min(head.chosen_chunks, own), stride = kVectors * kLanes;
-  auto* chosen = scratch.chosen.take<int32_t>(0) + (row - head.begin) * head.chosen_chunks;
-  std::fill(chosen, chosen + lanes * head.chosen_chunks, -1);
-  if (slots == 0) return;
-  if (slots == own) {  // all there are
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      for (int64_t j = 0; j < own; ++j) chosen[lane * head.chosen_chunks + j] = static_cast<int32_t>(j);
-    }
-    return;
-  }
+HWY_INLINE void choose_many(const Head& head, const QueryBlock& block, int64_t lanes, int64_t own,
+                            int32_t* chosen, AttentionScratch& scratch) {
+  const int64_t slots = head.chosen_chunks, stride = kVectors * kLanes;
   float* best = scratch.best.take<float>(2 * slots * stride);
   float* best_chunk = best + slots * stride;
   std::fill(best, best + slots * stride, -INFINITY);
   std::fill(best_chunk, best_chunk + slots * stride, -1.0f);
-  HWY_ALIGN float gate[kTile * kVectors * kLanes];
-  for (int64_t first = 0; first < own; first += kTile) {
-    gates<kVectors>(head, block, first, own, gate);
-    for (int64_t i = 0; i < std::min<int64_t>(kTile, own - first); ++i) {
-      for (int v = 0; v < kVectors; ++v) {
-        insert(load(gate + (i * kVectors + v) * kLanes), set(static_cast<float>(first + i)), slots, stride,
-               best + v * kLanes, best_chunk + v * kLanes);
-      }
+  for (int64_t j = 0; j < own; ++j) {
+    const auto gates = partial_gates<kVectors, 0, 1>(block.q, head.key_sums(j));
+    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+      insert(gates.of[v], set(static_cast<float>(j)), slots, stride, best + v * kLanes,
+             best_chunk + v * kLanes);
     }
   }
   for (int64_t lane = 0; lane < lanes; ++lane) {
     for (int64_t slot = 0; slot < slots; ++slot) {
-      chosen[lane * head.chosen_chunks + slot] = static_cast<int32_t>(best_chunk[slot * stride + lane]);
+      chosen[lane * slots + slot] = static_cast<int32_t>(best_chunk[slot * stride + lane]);
     }
+  }
+}
+
+HWY_INLINE void choose_one(const Head& head, int64_t row, int64_t own, int32_t* chosen,
+                           AttentionScratch& scratch) {
+  const int64_t slots = head.chosen_chunks;
+  float* best = scratch.best.take<float>(slots);
+  std::fill(best, best + slots, -INFINITY);
+  for (int64_t j = 0; j < own; ++j) {
+    constexpr int64_t kAhead = 8;  // the sums of other chunks lie elsewhere
+    const float* later = head.key_sums(std::min(j + kAhead, own - 1));
+    for (int64_t n = 0; n < N; n += 16) hwy::Prefetch(later + n);
+    const float gate = gate_of(head.query(row), head.key_sums(j));
+    if (!(gate > best[slots - 1])) continue;
+    int64_t slot = slots - 1;
+    for (; slot > 0 && gate > best[slot - 1]; --slot) {
+      best[slot] = best[slot - 1];
+      chosen[slot] = chosen[slot - 1];
+    }
+    best[slot] = gate;
+    chosen[slot] = static_cast<int32_t>(j);
+  }
+}
+
+HWY_INLINE void choose(const Head& head, const QueryBlock& block, int64_t row, int64_t lanes, int64_t own,
+                       AttentionScratch& scratch) {
+  const int64_t slots = head.chosen_chunks;
+  auto* chosen = scratch.chosen.take<int32_t>(0) + (row - head.begin) * slots;
+  std::fill(chosen, chosen + lanes * slots, -1);
+  if (slots == 0 || own == 0) return;
+  if (own <= slots) {  // all there are
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      for (int64_t j = 0; j < own; ++j) chosen[lane * slots + j] = static_cast<int32_t>(j);
+    }
+  } else if (lanes < kFewQueries) {
+    for (int64_t lane = 0; lane < lanes; ++lane)
+      choose_one(head, row + lane, own, chosen + lane * slots, scratch);
+  } else if (lanes <= kLanes) {
+    choose_many<1>(head, block, lanes, own, chosen, scratch);
+  } else {
+    choose_many<kQueryVectors>(head, block, lanes, own, chosen, scratch);
   }
 }
 
@@ -173,13 +229,11 @@ template <typename T>
 HWY_INLINE void attend_own(const Head& head, int64_t row, int64_t lanes, QueryBlock& block, Softmax* softmax,
                            AttentionScratch& scratch) {
   const int64_t own = head.chunk(row), slot = head.position(row) % head.kv.chunk_size;
-  std::fill(std::begin(block.q), std::end(block.q), 0.0f);
-  for (int64_t lane = 0; lane < lanes; ++lane) load_query(head, row + lane, block, lane);
-  if (lanes <= kLanes) {
-    choose<1>(head, block, row, lanes, own, scratch);
-  } else {
-    choose<kQueryVectors>(head, block, row, lanes, own, scratch);
+  if (lanes >= kFewQueries) {
+    for (int64_t lane = 0; lane < kQueries; ++lane)
+      load_query(head, row + std::min(lane, lanes - 1), block, lane);
   }
+  choose(head, block, row, lanes, own, scratch);
   const T* keys = head.page<T>(head.kv.keys, own);
   const T* values = head.page<T>(head.kv.values, own);
   if (lanes < kFewQueries) {
