@@ -18,6 +18,8 @@ inline std::optional<uint64_t> checked_add(uint64_t a, uint64_t b) {
 }
 
 /// True when [offset, offset + size) lies inside [0, limit).
-inline bool in_bounds(uint64_t offset, uint64_t size, uint64_t limit) { return offset <= limit && size <= limit - offset; }
+inline bool in_bounds(uint64_t offset, uint64_t size, uint64_t limit) {
+  return offset <= limit && size <= limit - offset;
+}
 
 }  // namespace rwkvx

@@ -34,7 +34,8 @@ Descriptor open_regular(const Path& path, struct stat& info) {
 std::shared_ptr<const MappedFile> MappedFile::open(const Path& path) {
   struct stat info {};
   Descriptor d = open_regular(path, info);
-  if (!S_ISREG(info.st_mode)) fail("{} is not a regular file and cannot be mapped; copy it to a file first", path.string());
+  if (!S_ISREG(info.st_mode))
+    fail("{} is not a regular file and cannot be mapped; copy it to a file first", path.string());
   const auto size = static_cast<size_t>(info.st_size);
   void* data = nullptr;
   if (size > 0) {
@@ -111,7 +112,8 @@ void AtomicFile::write_at(uint64_t offset, std::span<const std::byte> bytes) {
 
 void AtomicFile::commit() {
   flush();
-  if (::fsync(fd_) != 0) fail("cannot write {}: {}; the file was left as it was", target_.string(), std::strerror(errno));
+  if (::fsync(fd_) != 0)
+    fail("cannot write {}: {}; the file was left as it was", target_.string(), std::strerror(errno));
   if (::rename(temporary_.c_str(), target_.c_str()) != 0) {
     fail("cannot replace {}: {}", target_.string(), std::strerror(errno));
   }

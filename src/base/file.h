@@ -25,14 +25,16 @@ class MappedFile {
   std::span<const std::byte> bytes() const { return {data_, size_}; }
 
  private:
-  MappedFile(Path path, const std::byte* data, size_t size) : path_(std::move(path)), data_(data), size_(size) {}
+  MappedFile(Path path, const std::byte* data, size_t size)
+      : path_(std::move(path)), data_(data), size_(size) {}
   Path path_;
   const std::byte* data_;
   size_t size_;
 };
 
-/// Writes beside the target and renames into place at commit(), so that a crash or an error never leaves half a
-/// file under the real name. Destroyed without commit: the temporary file is removed and the target untouched.
+/// Writes beside the target and renames into place at commit(), so that a crash or an error never leaves half
+/// a file under the real name. Destroyed without commit: the temporary file is removed and the target
+/// untouched.
 class AtomicFile {
  public:
   explicit AtomicFile(const Path& target);

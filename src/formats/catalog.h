@@ -16,8 +16,8 @@
 
 namespace rwkvx {
 
-/// One tensor of a file. `data` points into memory that the catalog keeps alive (usually the mapped file); its
-/// shape is row-major with the last dimension contiguous, whatever order the file writes dimensions in.
+/// One tensor of a file. `data` points into memory that the catalog keeps alive (usually the mapped file);
+/// its shape is row-major with the last dimension contiguous, whatever order the file writes dimensions in.
 struct CatalogTensor {
   std::string name;
   ConstView data;
@@ -42,6 +42,15 @@ class Catalog {
   const CatalogTensor* find(std::string_view name) const;
   /// Errors: a name that is there already.
   void add(std::string name, ConstView data);
+  /// The same file, metadata and memory, with an empty list of tensors: where views are renamed or replaced.
+  Catalog without_tensors() const {
+    Catalog out;
+    out.path = path;
+    out.format = format;
+    out.metadata = metadata;
+    out.memory_ = memory_;
+    return out;
+  }
   /// Memory that the views point into.
   void keep(std::shared_ptr<const void> memory) { memory_.push_back(std::move(memory)); }
 
@@ -67,8 +76,8 @@ Catalog read_pth(const Path& path);
 Catalog read_safetensors(const Path& path);
 Catalog read_gguf(const Path& path);
 
-/// Writers stream tensor by tensor, so that memory stays small: `data` is called once for each tensor, in order,
-/// and its result is used before the next call. Progress is in bytes. Written beside and renamed.
+/// Writers stream tensor by tensor, so that memory stays small: `data` is called once for each tensor, in
+/// order, and its result is used before the next call. Progress is in bytes. Written beside and renamed.
 struct TensorToWrite {
   std::string name;
   DType dtype;

@@ -15,7 +15,8 @@ View Arena::take(DType dtype, Shape shape) {
     used_ = 0;
   }
   if (block_ == blocks_.size()) {
-    blocks_.emplace_back(DType::u8, Shape{static_cast<int64_t>(std::max({bytes, kSmallestBlock, reserved_bytes()}))},
+    blocks_.emplace_back(DType::u8,
+                         Shape{static_cast<int64_t>(std::max({bytes, kSmallestBlock, reserved_bytes()}))},
                          allocator_);
     used_ = 0;
   }

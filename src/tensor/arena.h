@@ -6,8 +6,8 @@
 
 namespace rwkvx {
 
-/// Stack of temporary tensors. Memory is kept between uses, so that a forward pass repeated with sizes seen before
-/// allocates nothing. Contents of a new tensor are unspecified.
+/// Stack of temporary tensors. Memory is kept between uses, so that a forward pass repeated with sizes seen
+/// before allocates nothing. Contents of a new tensor are unspecified.
 class Arena {
  public:
   explicit Arena(Allocator& allocator) : allocator_(allocator) {}

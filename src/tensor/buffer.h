@@ -35,8 +35,14 @@ class Buffer {
   ConstView view() const { return view_; }
   operator View() { return view_; }
   operator ConstView() const { return view_; }
-  template <typename T> T* as() { return view_.as<T>(); }
-  template <typename T> const T* as() const { return view_.as<T>(); }
+  template <typename T>
+  T* as() {
+    return view_.as<T>();
+  }
+  template <typename T>
+  const T* as() const {
+    return view_.as<T>();
+  }
   explicit operator bool() const { return static_cast<bool>(view_); }
 
  private:

@@ -6,7 +6,8 @@
 
 namespace rwkvx {
 
-/// bfloat16 and float16 as storage. Conversions round to nearest even, keep NaN, and are exact towards float32.
+/// bfloat16 and float16 as storage. Conversions round to nearest even, keep NaN, and are exact towards
+/// float32.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -40,8 +41,8 @@ inline Float16 to_float16(float x) {
   const uint32_t magnitude = u & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7e00u)};
   if (magnitude >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // rounds to infinity
-  if (magnitude < 0x38800000u) {                                                // subnormal or zero
-    const float scaled = std::bit_cast<float>(magnitude) * 16777216.0f;         // in units of 2^-24, exact
+  if (magnitude < 0x38800000u) {                                                 // subnormal or zero
+    const float scaled = std::bit_cast<float>(magnitude) * 16777216.0f;          // in units of 2^-24, exact
     return {static_cast<uint16_t>(sign | static_cast<uint16_t>(std::nearbyint(scaled)))};
   }
   const uint32_t rounded = magnitude + 0xfffu + ((magnitude >> 13) & 1u);

@@ -39,8 +39,8 @@ class Shape {
 /// The product of the dimensions; nothing if one is negative or the product exceeds 2^62.
 std::optional<int64_t> checked_elements(std::span<const int64_t> dims);
 
-/// Bytes of `elements` elements. For quantised types `elements` must be whole blocks: nothing otherwise, or on
-/// overflow.
+/// Bytes of `elements` elements. For quantised types `elements` must be whole blocks: nothing otherwise, or
+/// on overflow.
 std::optional<uint64_t> checked_bytes(DType dtype, int64_t elements);
 uint64_t bytes_of(DType dtype, int64_t elements);
 

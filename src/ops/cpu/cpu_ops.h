@@ -1,0 +1,13 @@
+#pragma once
+
+#include <memory>
+
+#include "ops/ops.h"
+
+namespace rwkvx {
+
+/// oneDNN for matrix products of many rows, Highway kernels for the rest, OpenMP threads.
+/// threads: 0 for one each core. Errors: f64 precision.
+std::unique_ptr<Ops> make_cpu_ops(Precision precision, int threads);
+
+}  // namespace rwkvx

@@ -1,0 +1,36 @@
+#include "ops/ops.h"
+
+#include <vector>
+
+#include "base/error.h"
+#include "ops/cpu/cpu_ops.h"
+#include "ops/reference/reference_ops.h"
+
+namespace rwkvx {
+
+std::string_view name(Precision precision) {
+  switch (precision) {
+    case Precision::f32:
+      return "f32";
+    case Precision::bf16:
+      return "bf16";
+    case Precision::f64:
+      return "f64";
+  }
+  return "?";
+}
+
+void Ops::copy(const void* from, void* to, size_t bytes) {
+  std::vector<std::byte> host(bytes);
+  download(from, host);
+  upload(host, to);
+}
+
+std::unique_ptr<Ops> make_ops(const OpsOptions& options) {
+  if (options.threads < 0) fail("--threads must be 0 (all cores) or more, not {}", options.threads);
+  if (options.backend == "reference") return make_reference_ops(options.precision);
+  if (options.backend == "cpu") return make_cpu_ops(options.precision, options.threads);
+  fail("unknown backend '{}'; this build has: cpu, reference", options.backend);
+}
+
+}  // namespace rwkvx

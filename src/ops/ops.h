@@ -1,0 +1,167 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "tensor/buffer.h"
+
+/// The operations that the model is made of. The model calls this interface and never a concrete backend;
+/// ops/reference is the specification, every other backend is compared with it.
+///
+/// Conventions
+///   R       rows: the tokens of all sequences of a call, one after another
+///   offsets S + 1 numbers: sequence s owns rows offsets[s] .. offsets[s + 1]; none is empty
+///   C       channels = H heads × N, N = 64; head h owns channels h·N .. (h+1)·N
+///   real    the type of the residual stream, norms, states and products' results: float32 (float64 in the
+///           reference backend's double mode)
+///   active  the type that matrix products take their input in: real, or bfloat16 in bf16 precision
+/// Operations round once, when they store. Outputs may alias inputs only where said. Nothing here allocates
+/// after the sizes have been seen once, throws on shapes that the model has checked, or synchronises with the
+/// host.
+namespace rwkvx {
+
+enum class Precision { f32, bf16, f64 };
+std::string_view name(Precision precision);
+
+inline constexpr int64_t kHeadSize = 64;
+
+/// A weight matrix [out, in] in the form a backend multiplies with. `weight` is what the file holds (f32,
+/// f64, bf16, f16; quantised later) and must outlive the Matrix; `prepared` is the backend's own, for
+/// instance packed tiles.
+struct Matrix {
+  ConstView weight;
+  std::shared_ptr<void> prepared;
+  int64_t out() const { return weight.dim(0); }
+  int64_t in() const { return weight.dim(1); }
+};
+
+enum class Activation { none, tanh, sigmoid, relu_squared };
+
+/// y = activation(x · wᵀ), or y += x · wᵀ when `add` (activation none).
+struct LinearCall {
+  ConstView x;                ///< [R, in], active (or real)
+  const Matrix* w = nullptr;  ///< [out, in]
+  View y;                     ///< [R, out], real or active
+  Activation activation = Activation::none;
+  bool add = false;
+};
+
+/// From projections to the operands of the WKV-7 recurrence. All [R, C] real; parameters [C] real.
+///   w = exp(−e^(−1/2) · σ(w0 + decay))            decay factor, in (0.5452, 1)
+///   η = σ(a0 + rate)                              in-context learning rate
+///   v ← v + (v_first − v) · σ(v0 + value_gate)    value residual; not in the first block (v0 empty)
+///   κ = normalize(k · k_k) per head (‖·‖ clamped to ≥ 1e-12);  a = −κ;  b = κ · η
+///   k ← k · (1 + (η − 1) · k_a)
+/// k_out and v_out may alias k and v. Source: RWKV-7 "Goose", arXiv 2503.14456, equations 4–8.
+struct Wkv7Operands {
+  ConstView decay, rate, value_gate;  ///< low-rank outputs; value_gate empty in the first block
+  ConstView k, v, v_first;
+  ConstView w0, a0, v0, k_k, k_a;
+  View w, k_out, v_out, a, b;
+};
+
+/// S ← S · diag(w) + (S a) bᵀ + v kᵀ;  y = S r, per head, token by token. All [R, C] real.
+/// S is [H, N, N] real, rows the value dimension, columns the key dimension; states[s] is read and
+/// overwritten.
+struct Wkv7Call {
+  ConstView r, w, k, v, a, b;
+  std::span<const int64_t> offsets;
+  std::span<void* const> states;
+  View y;
+};
+
+/// y = (group_norm(x) + (Σₙ r·k·r_k) · v) · g: per-head normalisation with gain, bias and eps = 64e-5, the
+/// bonus of the current token, and the output gate. All [R, C]; y active; x is what wkv7() gave.
+struct Wkv7Output {
+  ConstView x, r, k, v, g;
+  ConstView r_k, gain, bias;  ///< [C] real
+  float eps = 64e-5f;
+  View y;
+};
+
+/// Keys and values of one sequence in one sparse block, paged by chunk. A page holds keys [H, B, N] then
+/// values [H, B, N] in `dtype` (f32, f64 or bf16); `key_sums[c]` is Σ of the chunk's keys as stored, [H, N]
+/// real.
+struct KvChunks {
+  int64_t chunk_size = 0;  ///< B
+  int64_t length = 0;      ///< tokens stored, or to be stored when kv_append returns
+  DType dtype = DType::f32;
+  std::span<void*const> keys, values;  ///< one per chunk, ⌈length / B⌉
+  std::span<void* const> key_sums;
+};
+
+/// Top-k chunk attention (MoBA, arXiv 2502.13189, as trained by RWKV-X, arXiv 2504.21463). The rows of
+/// sequence s are the last of the tokens in kv[s]. Per head, the query at position t in chunk c = ⌊t/B⌋ sees
+/// the keys of chunk c at positions ≤ t, and all keys of the top_k − 1 chunks j < c with the largest gate q ·
+/// mean(keys of j) (ties: the lower j). Scores q·k / √N, softmax, no positional encoding.
+struct ChunkAttention {
+  ConstView q;  ///< [R, C] real
+  std::span<const int64_t> offsets;
+  std::span<const KvChunks> kv;
+  int64_t top_k = 0;
+  View y;  ///< [R, C] active
+};
+
+class Ops {
+ public:
+  virtual ~Ops() = default;
+
+  virtual std::string_view name() const = 0;
+  virtual Precision precision() const = 0;
+  virtual Allocator& allocator() = 0;
+  DType real() const { return precision() == Precision::f64 ? DType::f64 : DType::f32; }
+  /// What products take; a backend may answer f32 in bf16 precision where the processor has no bf16 products.
+  virtual DType active() const { return precision() == Precision::bf16 ? DType::bf16 : real(); }
+
+  /// Makes a weight [out, in] ready for linear(). Errors: a type that the backend cannot multiply with.
+  virtual Matrix prepare(ConstView weight) = 0;
+
+  /// y[i] = table[tokens[i]].  table [V, C] any float type, y [R, C] real. Tokens have been checked.
+  virtual void embed(std::span<const int32_t> tokens, ConstView table, View y) = 0;
+
+  /// Over the last dimension, biased variance. x [R, C] real, gain and bias [C] real, y [R, C] real or
+  /// active; y may alias x.
+  virtual void layer_norm(ConstView x, ConstView gain, ConstView bias, float eps, View y) = 0;
+
+  /// y[m] = x + (prev − x) · mix[m], prev the row before in the same sequence; before a sequence's first row,
+  /// last[s] [C] real, which is overwritten with its last row. x [R, C] real, mix [M, C] real, y: M of [R, C]
+  /// active.
+  virtual void token_shift(ConstView x, ConstView mix, std::span<const int64_t> offsets,
+                           std::span<void* const> last, std::span<const View> y) = 0;
+
+  /// Independent products; a backend may run them together.
+  virtual void linear(std::span<const LinearCall> calls) = 0;
+  void linear(const LinearCall& call) { linear(std::span(&call, 1)); }
+
+  virtual void wkv7_operands(const Wkv7Operands& call) = 0;
+  virtual void wkv7(const Wkv7Call& call) = 0;
+  virtual void wkv7_output(const Wkv7Output& call) = 0;
+
+  /// Stores the rows of sequence s as the last tokens of kv[s] (room is there) and adds them to key_sums, in
+  /// order. k, v [R, C] real.
+  virtual void kv_append(ConstView k, ConstView v, std::span<const int64_t> offsets,
+                         std::span<const KvChunks> kv) = 0;
+  virtual void chunk_attention(const ChunkAttention& call) = 0;
+
+  /// y[i] = x[rows[i]]: picks the rows whose logits are wanted. Types equal.
+  virtual void gather_rows(ConstView x, std::span<const int64_t> rows, View y) = 0;
+
+  /// Between this backend's memory and the host's.
+  virtual void upload(std::span<const std::byte> host, void* device) = 0;
+  virtual void download(const void* device, std::span<std::byte> host) = 0;
+  /// Within this backend's memory. The default goes through the host.
+  virtual void copy(const void* from, void* to, size_t bytes);
+};
+
+struct OpsOptions {
+  std::string_view backend = "cpu";  ///< "cpu" or "reference"
+  Precision precision = Precision::bf16;
+  int threads = 0;  ///< 0: one for each core of the machine that the process may run on
+};
+
+/// Errors: an unknown backend or one that this build lacks; a precision that it does not have.
+std::unique_ptr<Ops> make_ops(const OpsOptions& options);
+
+}  // namespace rwkvx
