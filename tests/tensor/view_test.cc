@@ -34,7 +34,7 @@ TEST_F(ViewTest, RowsShareTheMemory) {
 }
 
 TEST_F(ViewTest, RowsOfQuantisedTypesAreWholeBlocks) {
-  std::array<std::byte, 2 * 2 * 34> blocks{};
+  std::array<std::byte, 136> blocks{};  // 2 rows of 2 blocks of 34 bytes
   const View q(blocks.data(), DType::q8_0, {2, 64});
   EXPECT_EQ(q.bytes(), blocks.size());
   EXPECT_EQ(q.rows(1, 1).data(), blocks.data() + 68);
