@@ -42,6 +42,15 @@ class Catalog {
   const CatalogTensor* find(std::string_view name) const;
   /// Errors: a name that is there already.
   void add(std::string name, ConstView data);
+  /// The same file, metadata and memory, with an empty list of tensors: where views are renamed or replaced.
+  Catalog without_tensors() const {
+    Catalog out;
+    out.path = path;
+    out.format = format;
+    out.metadata = metadata;
+    out.memory_ = memory_;
+    return out;
+  }
   /// Memory that the views point into.
   void keep(std::shared_ptr<const void> memory) { memory_.push_back(std::move(memory)); }
 

@@ -1,5 +1,7 @@
 #include "ops/ops.h"
 
+#include <vector>
+
 #include "base/error.h"
 #include "ops/cpu/cpu_ops.h"
 #include "ops/reference/reference_ops.h"
@@ -16,6 +18,12 @@ std::string_view name(Precision precision) {
       return "f64";
   }
   return "?";
+}
+
+void Ops::copy(const void* from, void* to, size_t bytes) {
+  std::vector<std::byte> host(bytes);
+  download(from, host);
+  upload(host, to);
 }
 
 std::unique_ptr<Ops> make_ops(const OpsOptions& options) {

@@ -151,6 +151,8 @@ class Ops {
   /// Between this backend's memory and the host's.
   virtual void upload(std::span<const std::byte> host, void* device) = 0;
   virtual void download(const void* device, std::span<std::byte> host) = 0;
+  /// Within this backend's memory. The default goes through the host.
+  virtual void copy(const void* from, void* to, size_t bytes);
 };
 
 struct OpsOptions {

@@ -44,8 +44,12 @@ std::shared_ptr<const Tokenizer> read_world_vocabulary(const Path& path);
 /// Python literals of the vocabulary ('\n', b'\xff', "it's"), used by the vocabulary file; the GGUF escapes
 /// of llama.cpp's RWKV converter are the inside of such a literal. Throws Error on malformed ones.
 std::string unescape_python_literal(std::string_view literal);
-/// The inverse that llama.cpp's GGUF expects: the bytes as the inside of a Python literal, printable ASCII as
-/// it is.
+/// The inside of a bytes literal, repr(bytes)[2:-1], back to its bytes. Throws Error on malformed escapes.
+std::string unescape_python_bytes(std::string_view escaped);
+/// Its inverse, exactly repr(bytes)[2:-1]: what llama.cpp's converter writes into GGUF.
 std::string escape_python_bytes(std::string_view bytes);
+
+/// Throws Error unless 0 <= id < vocab_size.
+void check_token_id(TokenId id, int64_t vocab_size);
 
 }  // namespace rwkvx

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <memory>
+#include <span>
+
+#include "model/batch.h"
+#include "model/state.h"
+#include "model/weights.h"
+#include "tensor/arena.h"
+
+namespace rwkvx {
+
+/// Tokens to append to a sequence.
+struct SequenceInput {
+  std::span<const int32_t> tokens;  ///< at least one
+  State* state = nullptr;           ///< continued; each sequence of a call has its own
+};
+
+enum class LogitsOf { none, last, all };
+
+/// An RWKV-7 or RWKV-X model on one backend. Immutable: states and work space belong to the caller, so that
+/// one model serves many sequences. Calls on one Ops instance must not overlap.
+class Model {
+ public:
+  /// Errors: those of LoadedWeights.
+  Model(std::shared_ptr<const Checkpoint> checkpoint, std::shared_ptr<Ops> ops);
+
+  const ModelConfig& config() const { return weights_.config(); }
+  const Checkpoint& checkpoint() const { return weights_.checkpoint(); }
+  Ops& ops() const { return *ops_; }
+  uint64_t fingerprint() const { return weights_.fingerprint(); }
+  State new_state() const { return State(config(), *ops_); }
+
+  /// Consumes the tokens of every sequence, all in one pass over the weights. Any split of a sequence into
+  /// calls gives the same logits. logits: [S, V] for `last`, [R, V] for `all` (rows of sequence 0 first),
+  /// real; may be empty for `none`. Errors: a token id outside the vocabulary (its position is named); states
+  /// are then untouched.
+  void forward(std::span<const SequenceInput> inputs, LogitsOf which, View logits, Arena& arena) const;
+
+ private:
+  void rwkv_block(int64_t index, const Batch& batch, std::span<const SequenceInput> inputs, View v_first,
+                  View x, Arena& arena) const;
+  void sparse_block(int64_t index, const Batch& batch, std::span<const SequenceInput> inputs, View x,
+                    Arena& arena) const;
+
+  std::shared_ptr<Ops> ops_;
+  LoadedWeights weights_;
+};
+
+}  // namespace rwkvx

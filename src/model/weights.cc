@@ -1,0 +1,134 @@
+#include "model/weights.h"
+
+#include <unordered_set>
+
+#include "base/error.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "tensor/convert.h"
+
+namespace rwkvx {
+namespace {
+
+/// Weights with room for every block of a model of this size.
+Weights empty_weights(const ModelConfig& config) {
+  Weights w;
+  w.blocks.resize(static_cast<size_t>(config.layers));
+  w.sparse.resize(static_cast<size_t>(config.sparse_blocks));
+  return w;
+}
+
+/// Vectors come as [C], [1, 1, C] or, r_k, [H, 64].
+bool shape_fits(const TensorSpec& spec, const Shape& found) {
+  if (is_matrix(spec.role)) return found == spec.shape;
+  if (found.elements() != spec.shape.elements()) return false;
+  if (spec.role == Role::bonus && found.rank() == 2 && found[1] == kHeadSize) return true;
+  for (int i = 0; i + 1 < found.rank(); ++i) {
+    if (found[i] != 1) return false;
+  }
+  return found.rank() > 0;
+}
+
+}  // namespace
+
+Shape public_shape(const TensorSpec& spec) {
+  switch (spec.role) {
+    case Role::low_rank:
+      return {spec.shape[1], spec.shape[0]};
+    case Role::mix:
+    case Role::offset:
+    case Role::scale:
+      return {1, 1, spec.shape[0]};
+    case Role::bonus:
+      return {spec.shape[0] / kHeadSize, kHeadSize};
+    default:
+      return spec.shape;
+  }
+}
+
+std::vector<TensorSpec> tensor_list(const ModelConfig& config) {
+  std::vector<TensorSpec> list;
+  const Weights w = empty_weights(config);
+  Weights::for_each(w, config, [&](TensorSpec spec, const auto&) { list.push_back(std::move(spec)); });
+  return list;
+}
+
+LoadedWeights::LoadedWeights(std::shared_ptr<const Checkpoint> checkpoint, Ops& ops)
+    : checkpoint_(std::move(checkpoint)), weights_(empty_weights(config())) {
+  const Catalog& catalog = checkpoint_->catalog;
+  const std::string file = catalog.path.string();
+  const std::vector<TensorSpec> list = tensor_list(config());
+
+  std::unordered_set<std::string_view> known;
+  int64_t vector_elements = 0;
+  for (const TensorSpec& spec : list) {
+    known.insert(spec.name);
+    const CatalogTensor* tensor = catalog.find(spec.name);
+    const std::string shown = checkpoint_->file_name_of(spec.name);
+    const Shape shown_shape = checkpoint_->dialect == Dialect::rwkv ? public_shape(spec) : spec.shape;
+    if (tensor == nullptr) fail("{}: tensor {} {} is missing", file, shown, shown_shape.str());
+    if (!shape_fits(spec, tensor->data.shape())) {
+      const Shape& found = tensor->data.shape();
+      const bool turned =
+          checkpoint_->dialect == Dialect::rwkv && spec.role == Role::low_rank && found.rank() == 2;
+      fail("{}: tensor {} has shape {}, but {} is needed beside the file's other tensors", file, shown,
+           turned ? Shape{found[1], found[0]}.str() : found.str(), shown_shape.str());
+    }
+    if (!is_matrix(spec.role) && !is_float(tensor->data.dtype())) {
+      fail("{}: tensor {} is of type {}; a float type is needed", file, shown, name(tensor->data.dtype()));
+    }
+    if (!is_matrix(spec.role)) vector_elements += spec.shape.elements();
+  }
+  for (const CatalogTensor& tensor : catalog.tensors()) {
+    if (!known.contains(tensor.name)) {
+      fail("{}: tensor {} {} belongs to no RWKV-7 or RWKV-X model of this size", file, printable(tensor.name),
+           tensor.data.shape().str());
+    }
+  }
+
+  vectors_ = Buffer(ops.real(), {vector_elements}, ops.allocator());
+  Buffer host(ops.real(), {vector_elements});
+  int64_t used = 0;
+  std::string not_finite;
+  Weights::for_each(weights_, config(), [&](const TensorSpec& spec, auto& slot) {
+    const ConstView data = catalog.find(spec.name)->data;
+    if (not_finite.empty() && count_not_finite(data) > 0) not_finite = spec.name;
+    if constexpr (std::is_same_v<std::decay_t<decltype(slot)>, Matrix>) {
+      slot = ops.prepare(data);
+    } else if (spec.role == Role::embedding) {
+      slot = data;
+    } else {
+      convert(data, host.view().rows(used, spec.shape.elements()));
+      slot = vectors_.view().rows(used, spec.shape.elements());
+      used += spec.shape.elements();
+    }
+  });
+  ops.upload(host.view().raw(), vectors_.view().data());
+  for (RwkvBlockWeights& block : weights_.blocks) {
+    block.att.mix = ConstView(block.att.x[0].data(), ops.real(), {6, config().channels});
+  }
+  if (!not_finite.empty()) {
+    log_warning("{}: tensor {} holds {} NaN or infinite values; outputs will likely be NaN", file,
+                checkpoint_->file_name_of(not_finite), count_not_finite(catalog.find(not_finite)->data));
+  }
+}
+
+uint64_t LoadedWeights::fingerprint() const {
+  Hash64 hash;
+  const ModelConfig& c = config();
+  const int64_t sizes[] = {c.layers, c.sparse_blocks, c.channels, c.ffn, c.vocab, c.chunk_size, c.top_k};
+  hash.update(std::as_bytes(std::span(sizes)));
+  for (const TensorSpec& spec : tensor_list(c)) {
+    const ConstView data = checkpoint_->catalog.find(spec.name)->data;
+    if (is_matrix(spec.role)) {
+      hash.update(data.raw());
+    } else {
+      Buffer vector(DType::f32, {data.elements()});
+      convert(data, vector);
+      hash.update(vector.view().raw());
+    }
+  }
+  return hash.digest();
+}
+
+}  // namespace rwkvx

@@ -1,0 +1,163 @@
+#pragma once
+
+#include <array>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "model/checkpoint.h"
+#include "model/config.h"
+#include "model/tensor_list.h"
+#include "ops/ops.h"
+
+namespace rwkvx {
+
+struct NormWeights {
+  ConstView gain, bias;  // [C]
+};
+
+struct TimeMixWeights {
+  std::array<ConstView, 6> x;  // [C] each, for r w k v a g
+  ConstView mix;               // [6, C]: the same memory as x
+  ConstView w0, a0, v0, k_k, k_a, r_k;
+  Matrix w1, w2, a1, a2, v1, v2, g1, g2;  // [rank, C] and [C, rank]
+  Matrix receptance, key, value, output;  // [C, C]
+  NormWeights ln_x;
+};
+
+struct AttentionWeights {
+  Matrix receptance, key, value, output;  // [C, C]
+};
+
+struct ChannelMixWeights {
+  ConstView x_k;      // [C]
+  Matrix key, value;  // [F, C], [C, F]
+};
+
+struct RwkvBlockWeights {
+  NormWeights ln1, ln2;
+  TimeMixWeights att;
+  ChannelMixWeights ffn;
+};
+
+struct SparseBlockWeights {
+  NormWeights ln1, ln2;
+  AttentionWeights att;
+  ChannelMixWeights ffn;
+};
+
+/// All parameters of a model. for_each() is the only list of them: loading, saving, counting, fingerprints
+/// and later gradients and optimizer states walk it.
+struct Weights {
+  ConstView embedding;  // [V, C], any float type
+  NormWeights ln0, ln_out;
+  std::vector<RwkvBlockWeights> blocks;
+  std::vector<SparseBlockWeights> sparse;
+  Matrix head;  // [V, C]
+
+  /// Calls visit(const TensorSpec&, slot) for every tensor in the order of public checkpoints; slot is a
+  /// Matrix& or a ConstView& (const if `self` is).
+  template <typename Self, typename Visit>
+  static void for_each(Self& self, const ModelConfig& c, Visit&& visit);
+
+ private:
+  template <typename Slots, typename Visit>
+  static void norm(const std::string& name, Slots& slots, int64_t width, Visit& visit) {
+    visit(TensorSpec{name + ".weight", {width}, Role::norm}, slots.gain);
+    visit(TensorSpec{name + ".bias", {width}, Role::norm}, slots.bias);
+  }
+  template <typename Slots, typename Visit>
+  static void channel_mix(const std::string& prefix, Slots& slots, const ModelConfig& c, Visit& visit) {
+    visit(TensorSpec{prefix + "x_k", {c.channels}, Role::mix}, slots.x_k);
+    visit(TensorSpec{prefix + "key.weight", {c.ffn, c.channels}, Role::projection}, slots.key);
+    visit(TensorSpec{prefix + "value.weight", {c.channels, c.ffn}, Role::projection}, slots.value);
+  }
+  template <typename Slots, typename Visit>
+  static void projections(const std::string& prefix, Slots& slots, const ModelConfig& c, Visit& visit) {
+    const Shape square{c.channels, c.channels};
+    visit(TensorSpec{prefix + "receptance.weight", square, Role::projection}, slots.receptance);
+    visit(TensorSpec{prefix + "key.weight", square, Role::projection}, slots.key);
+    visit(TensorSpec{prefix + "value.weight", square, Role::projection}, slots.value);
+    visit(TensorSpec{prefix + "output.weight", square, Role::projection}, slots.output);
+  }
+  template <typename Slots, typename Visit>
+  static void time_mix(const std::string& prefix, Slots& slots, bool first, const ModelConfig& c,
+                       Visit& visit);
+};
+
+/// Every tensor of a model of this size, in for_each() order.
+std::vector<TensorSpec> tensor_list(const ModelConfig& config);
+
+/// Reads the weights of a checkpoint. Matrices stay in the file's memory and type; vectors become float32
+/// (float64 in f64 precision). Warns, naming the tensor, when a value is NaN or infinite. Errors: a missing,
+/// extra or misshaped tensor, by name and with both shapes.
+class LoadedWeights {
+ public:
+  LoadedWeights(std::shared_ptr<const Checkpoint> checkpoint, Ops& ops);
+  const Weights& weights() const { return weights_; }
+  const Checkpoint& checkpoint() const { return *checkpoint_; }
+  const ModelConfig& config() const { return checkpoint_->config; }
+  /// Hash of sizes and values, the same for one model in different file formats of one type.
+  uint64_t fingerprint() const;
+
+ private:
+  std::shared_ptr<const Checkpoint> checkpoint_;
+  Buffer vectors_;
+  Weights weights_;
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+
+template <typename Slots, typename Visit>
+void Weights::time_mix(const std::string& p, Slots& s, bool first, const ModelConfig& c, Visit& visit) {
+  const int64_t C = c.channels;
+  const auto vector = [&](const char* name, Role role, auto& slot) {
+    visit(TensorSpec{p + name, {C}, role}, slot);
+  };
+  const auto low_rank = [&](const char* down, const char* up, int64_t rank, auto& down_slot, auto& up_slot) {
+    visit(TensorSpec{p + down, {rank, C}, Role::low_rank}, down_slot);
+    visit(TensorSpec{p + up, {C, rank}, Role::low_rank}, up_slot);
+  };
+  constexpr std::array<const char*, 6> kMix{"x_r", "x_w", "x_k", "x_v", "x_a", "x_g"};
+  for (size_t i = 0; i < kMix.size(); ++i) vector(kMix[i], Role::mix, s.x[i]);
+  vector("w0", Role::offset, s.w0);
+  low_rank("w1", "w2", c.decay_rank, s.w1, s.w2);
+  vector("a0", Role::offset, s.a0);
+  low_rank("a1", "a2", c.rate_rank, s.a1, s.a2);
+  if (!first) {
+    vector("v0", Role::offset, s.v0);
+    low_rank("v1", "v2", c.value_rank, s.v1, s.v2);
+  }
+  low_rank("g1", "g2", c.gate_rank, s.g1, s.g2);
+  vector("k_k", Role::scale, s.k_k);
+  vector("k_a", Role::scale, s.k_a);
+  vector("r_k", Role::bonus, s.r_k);
+  projections(p, s, c, visit);
+  norm(p + "ln_x", s.ln_x, C, visit);
+}
+
+template <typename Self, typename Visit>
+void Weights::for_each(Self& self, const ModelConfig& c, Visit&& visit) {
+  visit(TensorSpec{"emb.weight", {c.vocab, c.channels}, Role::embedding}, self.embedding);
+  for (int64_t i = 0; i < c.layers; ++i) {
+    auto& block = self.blocks[static_cast<size_t>(i)];
+    const std::string p = "blocks." + std::to_string(i) + ".";
+    if (i == 0) norm(p + "ln0", self.ln0, c.channels, visit);
+    norm(p + "ln1", block.ln1, c.channels, visit);
+    norm(p + "ln2", block.ln2, c.channels, visit);
+    time_mix(p + "att.", block.att, i == 0, c, visit);
+    channel_mix(p + "ffn.", block.ffn, c, visit);
+  }
+  for (int64_t j = 0; j < c.sparse_blocks; ++j) {
+    auto& block = self.sparse[static_cast<size_t>(j)];
+    const std::string p = "moba." + std::to_string(j) + ".";
+    norm(p + "ln1", block.ln1, c.channels, visit);
+    norm(p + "ln2", block.ln2, c.channels, visit);
+    projections(p + "att.", block.att, c, visit);
+    channel_mix(p + "ffn.", block.ffn, c, visit);
+  }
+  norm("ln_out", self.ln_out, c.channels, visit);
+  visit(TensorSpec{"head.weight", {c.vocab, c.channels}, Role::head}, self.head);
+}
+
+}  // namespace rwkvx
