@@ -11,10 +11,6 @@ namespace {
 constexpr const char* kWorldFile = "rwkv_vocab_v20230424.txt";
 constexpr int64_t kWorldSize = 65536;
 
-std::shared_ptr<const Tokenizer> read_vocabulary(const Path& path) {
-  return path == "byte" ? make_byte_tokenizer() : read_world_vocabulary(path);
-}
-
 /// Files for vocabularies without text (goldens, random models) carry only unused tokens.
 bool has_text(const Tokenizer& tokenizer) {
   for (TokenId id = 0; id < tokenizer.vocab_size(); ++id) {
@@ -38,12 +34,16 @@ std::shared_ptr<const Model> load_model(const ModelOptions& options) {
   return std::make_shared<const Model>(std::move(checkpoint), std::move(ops));
 }
 
+std::shared_ptr<const Tokenizer> load_vocabulary(const Path& path) {
+  return path == "byte" ? make_byte_tokenizer() : read_world_vocabulary(path);
+}
+
 std::shared_ptr<const Tokenizer> find_tokenizer(const Checkpoint& checkpoint,
                                                 const std::optional<Path>& vocabulary) {
   std::shared_ptr<const Tokenizer> found;
   std::string source;
   if (vocabulary) {
-    found = read_vocabulary(*vocabulary);
+    found = load_vocabulary(*vocabulary);
     source = vocabulary->string();
   } else if (checkpoint.vocabulary && !only_unused(*checkpoint.vocabulary)) {
     if (checkpoint.vocabulary->model != "rwkv") {

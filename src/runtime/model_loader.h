@@ -27,6 +27,8 @@ std::shared_ptr<const Model> load_model(const ModelOptions& options);
 /// environment variable RWKVX_VOCAB points. Errors: none found; one that does not fit the model.
 std::shared_ptr<const Tokenizer> load_tokenizer(const Checkpoint& checkpoint,
                                                 const std::optional<Path>& vocabulary);
+/// A vocabulary by itself: a World file, or "byte".
+std::shared_ptr<const Tokenizer> load_vocabulary(const Path& path);
 /// Null instead of an error when there is none.
 std::shared_ptr<const Tokenizer> find_tokenizer(const Checkpoint& checkpoint,
                                                 const std::optional<Path>& vocabulary);
