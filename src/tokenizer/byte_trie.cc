@@ -13,7 +13,7 @@ class ByteTrie::Builder {
   void build() {
     sort_keys();
     // Slots 0 to 255 stay free: they are where the base of a leaf leads.
-    first_free_ = kBytes;
+    first_free_ = wide_start_ = kBytes;
     grow(2 * kBytes);
     // Breadth first: the nodes every token passes lie together, and the wide ones are placed while there is
     // room.
@@ -33,9 +33,8 @@ class ByteTrie::Builder {
   static constexpr uint32_t kBytes = 256;
   static constexpr uint32_t kNoSlot = 0;
   static constexpr Slot kFree{kFreeLabel, -1};
-  // A node that fits nowhere among so many free slots goes to the end; the holes fill up with single
-  // children.
-  static constexpr int kMaxTries = 128;
+  // So many free slots that do not fit are given up for every later node with several children.
+  static constexpr int kMaxTries = 32;
 
   /// A string's first eight bytes, big endian, decide nearly every comparison of the sort.
   struct Key {
@@ -106,19 +105,19 @@ class ByteTrie::Builder {
 
   /// A base not yet taken for which the slots of all labels_ are free.
   uint32_t find_base() {
-    uint32_t slot = first_free_;
-    for (int i = 0; i < kMaxTries && slot < trie_.slots_.size(); ++i, slot = next_free_[slot]) {
+    // An only child fits nearly anywhere and fills the holes; the others start behind the crowded beginning.
+    const bool wide = labels_.size() > 1;
+    uint32_t slot = wide ? wide_start_ : first_free_;
+    for (int tries = 0;; ++tries, slot = next_free_[slot]) {
       const uint32_t base = slot - labels_[0];  // above 0, the leaves' base, because slot >= kBytes
-      if (base_used_[base]) continue;
       if (base + labels_.back() >= trie_.slots_.size()) grow(base + 2 * kBytes);
+      if (wide && tries == kMaxTries) wide_start_ = slot;
+      if (base_used_[base]) continue;
       if (std::all_of(labels_.begin(), labels_.end(),
                       [&](uint32_t label) { return is_free(base + label); })) {
         return base;
       }
     }
-    const auto base = static_cast<uint32_t>(trie_.slots_.size());
-    grow(base + 2 * kBytes);
-    return base;
   }
 
   bool is_free(uint32_t slot) const {
@@ -147,6 +146,7 @@ class ByteTrie::Builder {
   void unlink(uint32_t slot) {
     const uint32_t previous = previous_free_[slot], next = next_free_[slot];
     if (slot == first_free_) first_free_ = next;
+    if (slot == wide_start_) wide_start_ = next;
     if (previous != kNoSlot) next_free_[previous] = next;
     if (slot == last_free_) {
       last_free_ = previous;
@@ -189,7 +189,9 @@ class ByteTrie::Builder {
   std::vector<bool> base_used_;
   // The free slots from kBytes on, doubly linked in order.
   std::vector<uint32_t> next_free_, previous_free_;
-  uint32_t first_free_ = 0, last_free_ = kNoSlot, max_base_ = 0;
+  uint32_t first_free_ = 0, last_free_ = kNoSlot;
+  uint32_t wide_start_ = 0;  ///< where the search for nodes with several children starts
+  uint32_t max_base_ = 0;
 };
 
 ByteTrie::ByteTrie(std::span<const std::string> strings) { Builder(*this, strings).build(); }
