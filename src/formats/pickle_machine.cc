@@ -188,6 +188,10 @@ void PickleMachine::push_global(std::string_view module, std::string_view name) 
       return;
     }
   }
+  if (module == "torch" && name.ends_with("Storage")) {
+    fail("{}: holds tensors of torch's {}, which is not supported; save them as bfloat16, half or float",
+         where(), printable(name));
+  }
   fail(
       "{}: the pickle names {}.{}: the file tries to run code, or holds something else than tensors; nothing "
       "was run. "

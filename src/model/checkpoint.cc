@@ -117,7 +117,15 @@ std::optional<EmbeddedVocabulary> find_vocabulary(const Catalog& catalog) {
   if (list == nullptr || kind == nullptr) {
     fail("{}: the tokenizer's metadata has the wrong type; convert the model anew", catalog.path.string());
   }
-  return EmbeddedVocabulary{*kind, *list};
+  EmbeddedVocabulary vocabulary{*kind, *list, {}};
+  if (const auto types = catalog.metadata.find("tokenizer.ggml.token_type");
+      types != catalog.metadata.end()) {
+    if (const auto* numbers = std::get_if<std::vector<int64_t>>(&types->second);
+        numbers && numbers->size() == list->size()) {
+      vocabulary.types.assign(numbers->begin(), numbers->end());
+    }
+  }
+  return vocabulary;
 }
 
 }  // namespace

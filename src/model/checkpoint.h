@@ -23,6 +23,7 @@ std::string_view name(Dialect dialect);
 struct EmbeddedVocabulary {
   std::string model;                ///< "rwkv" (escaped literals); others are not known
   std::vector<std::string> tokens;  ///< as written in the file
+  std::vector<int32_t> types;       ///< as many as tokens, or none
 };
 
 /// A checkpoint under one set of names and in the layout the model computes with, whatever file it came from:

@@ -22,9 +22,10 @@ class Exporter {
       const bool prefixed = config().sparse_blocks > 0 && !spec.name.starts_with("moba.");
       const bool turned = spec.role == Role::low_rank;
       const ConstView data = find(spec);
-      out.push_back(
-          {(prefixed ? "rwkv." : "") + spec.name, type_of(data), public_shape(spec),
-           [this, spec, data, turned] { return converted(data, type_of(data), spec.name, turned); }});
+      out.push_back({(prefixed ? "rwkv." : "") + spec.name, type_of(data), public_shape(spec),
+                     [this, spec, data, turned] {
+                       return converted(data, type_of(data), spec.name, turned).reshaped(public_shape(spec));
+                     }});
     }
     return out;
   }
@@ -39,8 +40,9 @@ class Exporter {
         continue;
       }
       const DType dtype = is_matrix(spec.role) ? type_of(data) : DType::f32;
-      out.push_back({dialects::gguf_name(spec.name), dtype, spec.shape,
-                     [this, data, dtype, name = spec.name] { return converted(data, dtype, name, false); }});
+      out.push_back({dialects::gguf_name(spec.name), dtype, spec.shape, [this, data, dtype, spec] {
+                       return converted(data, dtype, spec.name, false).reshaped(spec.shape);
+                     }});
       if (config().sparse_blocks == 0) add_unused_value_residual(spec, out);
     }
     return out;
@@ -72,10 +74,13 @@ class Exporter {
       m.emplace_back(key("top_k"), number(c.top_k));
       m.emplace_back(key("sparse_block_count"), number(c.sparse_blocks));
     }
-    std::vector<std::string> tokens =
-        options_.vocabulary ? options_.vocabulary->tokens : std::vector<std::string>();
-    std::vector<int64_t> types(tokens.size(), 1);                       // normal
-    if (!tokens.empty() && tokens.front() == "<s>") types.front() = 3;  // control
+    std::vector<std::string> tokens;
+    std::vector<int64_t> types;
+    if (options_.vocabulary) {
+      tokens = options_.vocabulary->tokens;
+      types.assign(options_.vocabulary->types.begin(), options_.vocabulary->types.end());
+    }
+    types.resize(tokens.size(), 1);  // normal
     for (auto i = static_cast<int64_t>(tokens.size()); i < c.vocab; ++i) {
       tokens.push_back(fmt::format("[PAD{}]", i));
       types.push_back(5);  // unused
@@ -131,7 +136,7 @@ class Exporter {
                         fused.view().rows(static_cast<int64_t>(i), 1));
               }
               current_ = std::move(fused);
-              return ConstView(current_);
+              return current_.view().reshaped({kMixRows, 1, 1, config().channels});
             }};
   }
 

@@ -1,9 +1,154 @@
 #include "ops/cpu/cpu_ops.h"
 
+#include <cstring>
+
+#include "base/assert.h"
 #include "base/error.h"
+#include "ops/cpu/kernels.h"
+#include "ops/cpu/linear.h"
+#include "ops/cpu/threads.h"
 
 namespace rwkvx {
+namespace {
 
-std::unique_ptr<Ops> make_cpu_ops(Precision, int) { fail("the cpu backend is being built"); }
+using cpu::parallel_for;
+using cpu::parallel_tasks;
+
+/// Rows of `width` elements that are worth a second thread, for operations that touch every element once or
+/// twice.
+int64_t row_grain(int64_t width) { return std::max<int64_t>(2, 32768 / std::max<int64_t>(width, 1)); }
+
+class CpuOps final : public Ops {
+ public:
+  CpuOps(Precision precision, int threads)
+      : precision_(precision),
+        active_(precision == Precision::bf16 && cpu::has_bf16_products() ? DType::bf16 : DType::f32),
+        threads_(threads),
+        linear_(threads) {}
+
+  std::string_view name() const override { return "cpu"; }
+  Precision precision() const override { return precision_; }
+  DType active() const override { return active_; }
+  Allocator& allocator() override { return host_allocator(); }
+
+  Matrix prepare(ConstView weight) override {
+    RWKVX_ASSERT(weight.shape().rank() == 2);
+    const DType type = weight.dtype();
+    if (type != DType::f32 && type != DType::bf16 && type != DType::f16) {
+      fail("the cpu backend cannot multiply with {} weights; convert them to f32, bf16 or f16",
+           rwkvx::name(type));
+    }
+    return {weight, nullptr};
+  }
+
+  void embed(std::span<const int32_t> tokens, ConstView table, View y) override {
+    parallel_for(threads_, y.dim(0), row_grain(y.dim(1)),
+                 [&](int64_t begin, int64_t end) { cpu::embed_rows(tokens, table, y, begin, end); });
+  }
+
+  void layer_norm(ConstView x, ConstView gain, ConstView bias, float eps, View y) override {
+    RWKVX_ASSERT(x.dim(1) % kHeadSize == 0);
+    parallel_for(threads_, x.dim(0), row_grain(x.dim(1)), [&](int64_t begin, int64_t end) {
+      cpu::layer_norm_rows(x, gain, bias, eps, y, begin, end);
+    });
+  }
+
+  void token_shift(ConstView x, ConstView mix, std::span<const int64_t> offsets, std::span<void* const> last,
+                   std::span<const View> y) override {
+    RWKVX_ASSERT(x.dim(1) % kHeadSize == 0);
+    const int64_t width = x.dim(1), grain = row_grain(width * static_cast<int64_t>(y.size() + 1));
+    const float* rows = x.as<float>();
+    parallel_for(threads_, x.dim(0), grain, [&](int64_t begin, int64_t end) {
+      for (size_t s = 0; s + 1 < offsets.size(); ++s) {
+        const int64_t first = std::max(begin, offsets[s]), stop = std::min(end, offsets[s + 1]);
+        if (first >= stop) continue;
+        const float* before =
+            first == offsets[s] ? static_cast<const float*>(last[s]) : rows + (first - 1) * width;
+        cpu::token_shift_rows(x, mix, before, y, first, stop);
+      }
+    });
+    for (size_t s = 0; s + 1 < offsets.size(); ++s) {
+      std::memcpy(last[s], rows + (offsets[s + 1] - 1) * width, static_cast<size_t>(width) * sizeof(float));
+    }
+  }
+
+  using Ops::linear;
+  void linear(std::span<const LinearCall> calls) override { linear_.run(calls); }
+
+  void wkv7_operands(const Wkv7Operands& call) override {
+    parallel_for(threads_, call.k.dim(0), row_grain(8 * call.k.dim(1)),
+                 [&](int64_t begin, int64_t end) { cpu::wkv7_operands_rows(call, begin, end); });
+  }
+
+  void wkv7(const Wkv7Call& call) override {
+    const int64_t heads = call.r.dim(1) / kHeadSize;
+    const auto sequences = static_cast<int64_t>(call.states.size());
+    const bool worth_it = call.r.dim(0) * heads >= 16;
+    parallel_tasks(threads_, sequences * heads, worth_it, [&](int64_t task) {
+      const auto s = static_cast<size_t>(task / heads);
+      const int64_t h = task % heads;
+      float* state = static_cast<float*>(call.states[s]) + h * kHeadSize * kHeadSize;
+      cpu::wkv7_head(call, h, call.offsets[s], call.offsets[s + 1], state);
+    });
+  }
+
+  void wkv7_output(const Wkv7Output& call) override {
+    parallel_for(threads_, call.x.dim(0), row_grain(4 * call.x.dim(1)),
+                 [&](int64_t begin, int64_t end) { cpu::wkv7_output_rows(call, begin, end); });
+  }
+
+  void kv_append(ConstView k, ConstView v, std::span<const int64_t> offsets,
+                 std::span<const KvChunks> kv) override {
+    const int64_t heads = k.dim(1) / kHeadSize;
+    const auto sequences = static_cast<int64_t>(kv.size());
+    parallel_tasks(threads_, sequences * heads, k.elements() >= (1 << 16), [&](int64_t task) {
+      const auto s = static_cast<size_t>(task / heads);
+      cpu::kv_append_head(k, v, offsets[s], offsets[s + 1], kv[s], task % heads);
+    });
+  }
+
+  void chunk_attention(const ChunkAttention& call) override {
+    const int64_t heads = call.q.dim(1) / kHeadSize;
+    for (size_t s = 0; s + 1 < call.offsets.size(); ++s) {
+      const int64_t rows = call.offsets[s + 1] - call.offsets[s];
+      parallel_tasks(threads_, rows * heads, true, [&](int64_t task) {
+        const int64_t row = call.offsets[s] + task / heads;
+        const int64_t position = call.kv[s].length - call.offsets[s + 1] + row;
+        thread_local std::vector<std::pair<float, int64_t>> gates;
+        cpu::attend_query(call, call.kv[s], row, position, task % heads, gates);
+      });
+    }
+  }
+
+  void gather_rows(ConstView x, std::span<const int64_t> rows, View y) override {
+    const auto row_bytes = bytes_of(x.dtype(), x.dim(1));
+    for (size_t i = 0; i < rows.size(); ++i) {
+      std::memcpy(static_cast<std::byte*>(y.data()) + i * row_bytes,
+                  static_cast<const std::byte*>(x.data()) + static_cast<uint64_t>(rows[i]) * row_bytes,
+                  row_bytes);
+    }
+  }
+
+  void upload(std::span<const std::byte> host, void* device) override {
+    std::memcpy(device, host.data(), host.size());
+  }
+  void download(const void* device, std::span<std::byte> host) override {
+    std::memcpy(host.data(), device, host.size());
+  }
+
+ private:
+  Precision precision_;
+  DType active_;
+  int threads_;
+  cpu::Linear linear_;
+};
+
+}  // namespace
+
+std::unique_ptr<Ops> make_cpu_ops(Precision precision, int threads) {
+  if (precision == Precision::f64)
+    fail("the cpu backend computes in f32 or bf16; f64 needs the reference backend");
+  return std::make_unique<CpuOps>(precision, threads > 0 ? threads : cpu::usable_cores());
+}
 
 }  // namespace rwkvx

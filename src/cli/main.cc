@@ -1,0 +1,41 @@
+#include <cstdio>
+#include <exception>
+#include <new>
+
+#include "base/error.h"
+#include "cli/options.h"
+#include "cli/terminal.h"
+
+int main(int argc, char** argv) {
+  using namespace rwkvx;
+  CLI::App app{"rwkvx: runs RWKV-7 and RWKV-X language models", "rwkvx"};
+  app.require_subcommand(1);
+  app.set_version_flag("--version", RWKVX_VERSION);
+  app.failure_message(CLI::FailureMessage::simple);
+  cli::add_info(app);
+  cli::add_generate(app);
+  cli::add_chat(app);
+  cli::add_logits(app);
+  cli::add_tokenize(app);
+  cli::add_detokenize(app);
+  cli::add_convert(app);
+  try {
+    app.parse(argc, argv);
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  } catch (const cli::Interrupted&) {
+    std::fputs("rwkvx: interrupted\n", stderr);
+    return 130;
+  } catch (const UsageError& error) {
+    std::fprintf(stderr, "rwkvx: %s\n", error.what());
+    return 2;
+  } catch (const Error& error) {
+    std::fprintf(stderr, "rwkvx: %s\n", error.what());
+  } catch (const std::bad_alloc&) {
+    std::fputs("rwkvx: out of memory; try a smaller model, fewer sequences or a shorter text\n", stderr);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "rwkvx: internal error: %s\n", error.what());
+  }
+  return 1;
+}

@@ -1,0 +1,60 @@
+#include "cli/options.h"
+
+#include "base/error.h"
+
+namespace rwkvx::cli {
+
+ModelOptions RunOptions::model_options() const {
+  ModelOptions o;
+  o.path = model;
+  if (chunk_size > 0) o.chunk_size = chunk_size;
+  if (chunk_top_k > 0) o.top_k = chunk_top_k;
+  o.vocabulary = vocabulary_path();
+  o.backend = backend;
+  o.precision = precision == "bf16" ? Precision::bf16 : Precision::f32;
+  o.threads = threads;
+  return o;
+}
+
+CheckpointOptions RunOptions::checkpoint_options() const {
+  const ModelOptions o = model_options();
+  return {o.chunk_size, o.top_k};
+}
+
+std::optional<Path> RunOptions::vocabulary_path() const {
+  return vocabulary.empty() ? std::nullopt : std::optional<Path>(vocabulary);
+}
+
+void add_model_argument(CLI::App& app, RunOptions& options) {
+  app.add_option("MODEL", options.model, "Model file: .pth, .safetensors or .gguf")->required();
+}
+
+void add_chunk_options(CLI::App& app, RunOptions& options) {
+  app.add_option("--chunk-size", options.chunk_size,
+                 "Tokens of an attention chunk, for RWKV-X files that do not record it (default 2048)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  app.add_option("--chunk-top-k", options.chunk_top_k,
+                 "Chunks that a query sees, its own included (default 3)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+}
+
+void add_vocabulary_option(CLI::App& app, RunOptions& options) {
+  app.add_option("--vocab", options.vocabulary,
+                 "World vocabulary (rwkv_vocab_v20230424.txt), for files that carry none; 'byte' for bytes");
+}
+
+void add_run_options(CLI::App& app, RunOptions& options, const std::string& default_precision) {
+  options.precision = default_precision;
+  add_chunk_options(app, options);
+  app.add_option("--precision", options.precision, "Precision of matrix products: f32 or bf16")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->capture_default_str();
+  app.add_option("--backend", options.backend, "cpu, or reference: slow, scalar, the specification")
+      ->check(CLI::IsMember({"cpu", "reference"}))
+      ->capture_default_str();
+  app.add_option("--threads", options.threads, "Threads; 0 for one on each core")
+      ->check(CLI::Range(0, 4096))
+      ->capture_default_str();
+}
+
+}  // namespace rwkvx::cli

@@ -1,0 +1,111 @@
+#include "cli/terminal.h"
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace rwkvx::cli {
+namespace {
+
+void on_interrupt(int) {
+  if (interrupted().exchange(true)) {
+    std::signal(SIGINT, SIG_DFL);
+    std::raise(SIGINT);
+  }
+}
+
+std::string human_time(double seconds) {
+  const auto s = static_cast<int64_t>(seconds + 0.5);
+  if (s >= 3600) return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
+  if (s >= 60) return fmt::format("{}m{:02}s", s / 60, s % 60);
+  return fmt::format("{}s", s);
+}
+
+}  // namespace
+
+void print(std::string_view text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
+    fail("cannot write to stdout: {}", std::strerror(errno));
+  }
+}
+
+std::atomic<bool>& interrupted() {
+  static std::atomic<bool> flag{false};
+  return flag;
+}
+
+void watch_interrupt() {
+  interrupted();  // made before a signal can come
+  std::signal(SIGINT, on_interrupt);
+}
+
+void ProgressBar::update(uint64_t done, uint64_t total) {
+  constexpr auto kSilent = std::chrono::seconds(1);
+  const Clock::time_point now = Clock::now();
+  const bool terminal = ::isatty(STDERR_FILENO) != 0;
+  const auto interval = terminal ? std::chrono::milliseconds(200) : std::chrono::milliseconds(15000);
+  if (now - start_ < kSilent || now - shown_ < interval || total == 0) return;
+  shown_ = now;
+  drawn_ = true;
+  const double seconds = std::chrono::duration<double>(now - start_).count();
+  const double rate = static_cast<double>(done) / seconds;
+  const double fraction = static_cast<double>(done) / static_cast<double>(total);
+  const bool bytes = unit_ == "bytes";
+  const std::string amount = bytes ? fmt::format("{} of {}", human_bytes(done), human_bytes(total))
+                                   : fmt::format("{} of {} {}", done, total, unit_);
+  const std::string speed = bytes ? fmt::format("{}/s", human_bytes(static_cast<uint64_t>(rate)))
+                                  : fmt::format("{:.0f} {}/s", rate, unit_);
+  const std::string left = rate > 0 ? human_time(static_cast<double>(total - done) / rate) : "?";
+  std::string bar;
+  constexpr int kWidth = 24;
+  for (int i = 0; i < kWidth; ++i) bar += i < static_cast<int>(fraction * kWidth) ? "█" : "░";
+  if (terminal) {
+    fmt::print(stderr, "\r\033[K{} {} {:3.0f}% {}, {}, {} left", what_, bar, 100 * fraction, amount, speed,
+               left);
+  } else {
+    fmt::print(stderr, "{}: {:.0f}%, {}, {}, {} left\n", what_, 100 * fraction, amount, speed, left);
+  }
+  std::fflush(stderr);
+}
+
+void ProgressBar::clear() {
+  if (drawn_ && ::isatty(STDERR_FILENO) != 0) {
+    fmt::print(stderr, "\r\033[K");
+    std::fflush(stderr);
+  }
+  drawn_ = false;
+}
+
+Progress ProgressBar::callback() {
+  return [this](uint64_t done, uint64_t total) {
+    update(done, total);
+    if (interrupted() && done < total) throw Interrupted();
+  };
+}
+
+uint64_t peak_resident_bytes() {
+  rusage usage{};
+  if (::getrusage(RUSAGE_SELF, &usage) != 0) return 0;
+  return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
+}
+
+std::string human_bytes(uint64_t bytes) {
+  constexpr const char* kUnits[] = {"B", "kB", "MB", "GB", "TB"};
+  auto value = static_cast<double>(bytes);
+  size_t unit = 0;
+  while (value >= 1000 && unit < 4) {
+    value /= 1000;
+    ++unit;
+  }
+  return unit == 0 ? fmt::format("{} B", bytes)
+                   : fmt::format("{:.{}f} {}", value, value < 10 ? 2 : 1, kUnits[unit]);
+}
+
+}  // namespace rwkvx::cli

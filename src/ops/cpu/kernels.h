@@ -1,0 +1,36 @@
+#pragma once
+
+#include <utility>
+#include <vector>
+
+#include "ops/ops.h"
+
+/// The vector kernels of the cpu backend. Each does a part (rows, heads, …) of an operation of ops.h,
+/// serially; cpu_ops.cc splits the work over threads. The instruction set is chosen when they are called.
+namespace rwkvx::cpu {
+
+// rows.cc: rows begin .. end.
+void embed_rows(std::span<const int32_t> tokens, ConstView table, View y, int64_t begin, int64_t end);
+void layer_norm_rows(ConstView x, ConstView gain, ConstView bias, float eps, View y, int64_t begin,
+                     int64_t end);
+/// The rows of one sequence or a part of them. `before` [C] is the row before the first.
+void token_shift_rows(ConstView x, ConstView mix, const float* before, std::span<const View> y, int64_t begin,
+                      int64_t end);
+/// Types converted between f32, bf16 and f16 (from) and f32, bf16 (to).
+void convert(const void* from, DType from_type, void* to, DType to_type, int64_t count);
+
+// time_mix.cc: rows begin .. end.
+void wkv7_operands_rows(const Wkv7Operands& call, int64_t begin, int64_t end);
+void wkv7_output_rows(const Wkv7Output& call, int64_t begin, int64_t end);
+
+// wkv7.cc: one head of rows begin .. end, which are one sequence.
+void wkv7_head(const Wkv7Call& call, int64_t head, int64_t begin, int64_t end, float* state);
+
+// kv.cc: one head of rows begin .. end, which are the last tokens of kv.
+void kv_append_head(ConstView k, ConstView v, int64_t begin, int64_t end, const KvChunks& kv, int64_t head);
+
+// attention.cc
+void attend_query(const ChunkAttention& call, const KvChunks& kv, int64_t row, int64_t position, int64_t head,
+                  std::vector<std::pair<float, int64_t>>& gates);
+
+}  // namespace rwkvx::cpu

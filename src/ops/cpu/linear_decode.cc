@@ -1,0 +1,189 @@
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "ops/cpu/linear_decode.cc"
+#include "ops/cpu/targets.h"
+// After targets.h.
+#include "hwy/foreach_target.h"
+// After foreach_target.h.
+#include <algorithm>
+
+#include "ops/cpu/linear_decode.h"
+#include "ops/cpu/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace rwkvx::cpu::HWY_NAMESPACE {
+
+constexpr int64_t kStep = 2 * kLanes;  // weights read at once
+
+/// Two vectors of a weight row. For bf16 the even and the odd elements, which are a shift and a mask away: x
+/// is laid out to match.
+HWY_INLINE void load_step(const float* p, V& low, V& high) {
+  low = load(p);
+  high = load(p + kLanes);
+}
+HWY_INLINE void load_step(const Float16* p, V& low, V& high) {
+  low = load(p);
+  high = load(p + kLanes);
+}
+HWY_INLINE void load_step(const BFloat16* p, V& low, V& high) {
+  const hn::Repartition<uint16_t, F> u16;
+  const hn::Repartition<uint32_t, F> u32;
+  const auto pairs = hn::BitCast(u32, hn::LoadU(u16, reinterpret_cast<const uint16_t*>(p)));
+  low = hn::BitCast(F(), hn::ShiftLeft<16>(pairs));
+  high = hn::BitCast(F(), hn::And(pairs, hn::Set(u32, 0xffff0000u)));
+}
+
+void spread_input(const LinearCall& call, int64_t first_row, int64_t rows, int64_t padded, float* to) {
+  const int64_t in = call.x.dim(1);
+  const bool even_odd = call.w->weight.dtype() == DType::bf16;
+  with_real_or_bf16(call.x.dtype(), call.x.data(), [&](auto* x) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const auto* from = x + (first_row + r) * in;
+      float* row = to + r * padded;
+      int64_t i = 0;
+      for (; i + kStep <= in; i += kStep) {
+        const V low = load(from + i), high = load(from + i + kLanes);
+        store(even_odd ? hn::ConcatEven(F(), high, low) : low, row + i);
+        store(even_odd ? hn::ConcatOdd(F(), high, low) : high, row + i + kLanes);
+      }
+      if (i == in) continue;
+      std::remove_cv_t<std::remove_reference_t<decltype(*from)>> tail[kStep] = {};
+      std::copy(from + i, from + in, tail);
+      const V low = load(tail), high = load(tail + kLanes);
+      store(even_odd ? hn::ConcatEven(F(), high, low) : low, row + i);
+      store(even_odd ? hn::ConcatOdd(F(), high, low) : high, row + i + kLanes);
+    }
+  });
+}
+
+/// sums[r · sums_stride + o] = weight row o · x row r, for kOuts weight rows at once: each is read once for
+/// all rows of x.
+template <int kOuts, int kRows, typename T>
+HWY_INLINE void dot_rows(const T* weight, int64_t in, const float* x, int64_t padded, float* sums,
+                         int64_t sums_stride) {
+  V sum[kOuts][kRows];
+  for (int o = 0; o < kOuts; ++o) {
+    for (int r = 0; r < kRows; ++r) sum[o][r] = zero();
+  }
+  int64_t i = 0;
+  for (; i + kStep <= in; i += kStep) {
+    V low[kOuts], high[kOuts];
+    for (int o = 0; o < kOuts; ++o) load_step(weight + o * in + i, low[o], high[o]);
+    for (int r = 0; r < kRows; ++r) {
+      const V x_low = hn::Load(F(), x + r * padded + i), x_high = hn::Load(F(), x + r * padded + i + kLanes);
+      for (int o = 0; o < kOuts; ++o) {
+        sum[o][r] = hn::MulAdd(low[o], x_low, sum[o][r]);
+        sum[o][r] = hn::MulAdd(high[o], x_high, sum[o][r]);
+      }
+    }
+  }
+  if (i < in) {
+    for (int o = 0; o < kOuts; ++o) {
+      T tail[kStep] = {};
+      std::copy(weight + o * in + i, weight + o * in + in, tail);
+      V low, high;
+      load_step(tail, low, high);
+      for (int r = 0; r < kRows; ++r) {
+        sum[o][r] = hn::MulAdd(low, hn::Load(F(), x + r * padded + i), sum[o][r]);
+        sum[o][r] = hn::MulAdd(high, hn::Load(F(), x + r * padded + i + kLanes), sum[o][r]);
+      }
+    }
+  }
+  for (int o = 0; o < kOuts; ++o) {
+    for (int r = 0; r < kRows; ++r) sums[r * sums_stride + o] = sum_of_lanes(sum[o][r]);
+  }
+}
+
+template <int kRows, typename T>
+HWY_INLINE void dot_block(const T* weight, int64_t in, int64_t outs, const float* x, int64_t padded,
+                          float* sums, int64_t sums_stride) {
+  constexpr int kOuts = kRows <= 2 ? 4 : 2;  // as many as there are registers for
+  int64_t o = 0;
+  for (; o + kOuts <= outs; o += kOuts) {
+    dot_rows<kOuts, kRows>(weight + o * in, in, x, padded, sums + o, sums_stride);
+  }
+  for (; o < outs; ++o) dot_rows<1, kRows>(weight + o * in, in, x, padded, sums + o, sums_stride);
+}
+
+template <typename T>
+HWY_INLINE void dot_any(int64_t rows, const T* weight, int64_t in, int64_t outs, const float* x,
+                        int64_t padded, float* sums, int64_t stride) {
+  constexpr int64_t kMost = kLanes == 16 ? 8 : 4;
+  for (; rows >= kMost; rows -= kMost, x += kMost * padded, sums += kMost * stride) {
+    dot_block<kMost>(weight, in, outs, x, padded, sums, stride);
+  }
+  for (; rows >= 4; rows -= 4, x += 4 * padded, sums += 4 * stride) {
+    dot_block<4>(weight, in, outs, x, padded, sums, stride);
+  }
+  if (rows == 1) return dot_block<1>(weight, in, outs, x, padded, sums, stride);
+  if (rows == 2) return dot_block<2>(weight, in, outs, x, padded, sums, stride);
+  if (rows == 3) return dot_block<3>(weight, in, outs, x, padded, sums, stride);
+}
+
+/// One row of results: activation, addition, rounding.
+template <typename Out>
+HWY_INLINE void finish_row(const LinearCall& call, float* sums, int64_t outs, Out* y) {
+  int64_t o = 0;
+  for (; o + kLanes <= outs; o += kLanes) {
+    V value = load(sums + o);
+    value = call.add ? hn::Add(load(y + o), value) : activate(call.activation, value);
+    store(value, y + o);
+  }
+  if (o == outs) return;
+  Out tail[kLanes] = {};
+  std::copy(y + o, y + outs, tail);
+  V value = load(sums + o);  // sums has room for whole vectors
+  value = call.add ? hn::Add(load(tail), value) : activate(call.activation, value);
+  store(value, tail);
+  std::copy(tail, tail + (outs - o), y + o);
+}
+
+void linear_few_rows(const LinearCall& call, int64_t first_row, int64_t rows, const float* x, int64_t padded,
+                     int64_t out_begin, int64_t out_end) {
+  const int64_t in = call.w->in(), out = call.w->out();
+  const ConstView& weight = call.w->weight;
+  HWY_ALIGN float sums[kFewRows * kOutBlock];
+  for (int64_t o = out_begin; o < out_end; o += kOutBlock) {
+    const int64_t outs = std::min(kOutBlock, out_end - o);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = outs; i < std::min(outs + kLanes, kOutBlock); ++i) sums[r * kOutBlock + i] = 0;
+    }
+    switch (weight.dtype()) {
+      case DType::f32:
+        dot_any(rows, weight.as<float>() + o * in, in, outs, x, padded, sums, kOutBlock);
+        break;
+      case DType::bf16:
+        dot_any(rows, weight.as<BFloat16>() + o * in, in, outs, x, padded, sums, kOutBlock);
+        break;
+      case DType::f16:
+        dot_any(rows, weight.as<Float16>() + o * in, in, outs, x, padded, sums, kOutBlock);
+        break;
+      default:
+        RWKVX_ASSERT(!"a type that prepare() lets through");
+    }
+    with_real_or_bf16(call.y.dtype(), call.y.data(), [&](auto* y) {
+      for (int64_t r = 0; r < rows; ++r) {
+        finish_row(call, sums + r * kOutBlock, outs, y + (first_row + r) * out + o);
+      }
+    });
+  }
+}
+
+}  // namespace rwkvx::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace rwkvx::cpu {
+
+HWY_EXPORT(spread_input);
+HWY_EXPORT(linear_few_rows);
+
+void spread_input(const LinearCall& call, int64_t first_row, int64_t rows, int64_t padded, float* to) {
+  HWY_DYNAMIC_DISPATCH(spread_input)(call, first_row, rows, padded, to);
+}
+void linear_few_rows(const LinearCall& call, int64_t first_row, int64_t rows, const float* x, int64_t padded,
+                     int64_t out_begin, int64_t out_end) {
+  HWY_DYNAMIC_DISPATCH(linear_few_rows)(call, first_row, rows, x, padded, out_begin, out_end);
+}
+
+}  // namespace rwkvx::cpu
+#endif

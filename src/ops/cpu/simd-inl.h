@@ -1,0 +1,137 @@
+/// What the kernels share, compiled once for each instruction set: loads and stores of every storage type as
+/// float32 vectors, and exp, sigmoid and tanh. Arithmetic is float32 throughout.
+#if defined(RWKVX_OPS_CPU_SIMD_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RWKVX_OPS_CPU_SIMD_INL_H_
+#undef RWKVX_OPS_CPU_SIMD_INL_H_
+#else
+#define RWKVX_OPS_CPU_SIMD_INL_H_
+#endif
+
+#include "base/assert.h"
+#include "hwy/highway.h"
+#include "ops/ops.h"
+#include "tensor/half.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace rwkvx::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using F = hn::ScalableTag<float>;  // N = 64 is a multiple of its lanes
+using V = hn::Vec<F>;
+inline constexpr int64_t kLanes = HWY_MAX_BYTES / sizeof(float);
+static_assert(kHeadSize % kLanes == 0, "a head is whole vectors");
+inline constexpr int64_t kHeadVectors = kHeadSize / kLanes;
+
+HWY_INLINE V load(const float* p) { return hn::LoadU(F(), p); }
+HWY_INLINE V load(const BFloat16* p) {
+  const hn::Rebind<uint16_t, F> u16;
+  const hn::Rebind<uint32_t, F> u32;
+  const auto bits = hn::LoadU(u16, reinterpret_cast<const uint16_t*>(p));
+  return hn::BitCast(F(), hn::ShiftLeft<16>(hn::PromoteTo(u32, bits)));
+}
+HWY_INLINE V load(const Float16* p) {
+  const hn::Rebind<hwy::float16_t, F> f16;
+  return hn::PromoteTo(F(), hn::LoadU(f16, reinterpret_cast<const hwy::float16_t*>(p)));
+}
+
+HWY_INLINE void store(V v, float* p) { hn::StoreU(v, F(), p); }
+/// Rounds to nearest even; a NaN stays one.
+HWY_INLINE void store(V v, BFloat16* p) {
+  const hn::Rebind<uint32_t, F> u32;
+  const hn::Rebind<int32_t, F> i32;
+  const hn::Rebind<uint16_t, F> u16;
+  const auto bits = hn::BitCast(u32, v);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(u32, 1));
+  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(u32, 0x7fff)));
+  const auto quiet = hn::Or(bits, hn::Set(u32, 0x400000));
+  const auto kept = hn::IfThenElse(hn::RebindMask(u32, hn::IsNaN(v)), quiet, rounded);
+  hn::StoreU(hn::DemoteTo(u16, hn::BitCast(i32, hn::ShiftRight<16>(kept))), u16,
+             reinterpret_cast<uint16_t*>(p));
+}
+
+HWY_INLINE V set(float x) { return hn::Set(F(), x); }
+HWY_INLINE V zero() { return hn::Zero(F()); }
+HWY_INLINE float sum_of_lanes(V v) { return hn::GetLane(hn::SumOfLanes(F(), v)); }
+
+/// The power of two below: 2^n for n an integer in float, -126 ≤ n ≤ 127.
+HWY_INLINE V power_of_two(V n) {
+  const hn::Rebind<int32_t, F> i32;
+  const auto exponent = hn::Add(hn::ConvertTo(i32, n), hn::Set(i32, 127));
+  return hn::BitCast(F(), hn::ShiftLeft<23>(exponent));
+}
+
+/// n = x / ln 2 rounded, and e^r − 1 of the rest r = x − n·ln 2, |r| ≤ 0.35: Taylor's series to r⁷ (next term
+/// 5e-9).
+HWY_INLINE V reduced_expm1(V x, V& n) {
+  n = hn::Round(hn::Mul(x, set(1.44269504088896341f)));
+  V r = hn::NegMulAdd(n, set(0.693145751953125f), x);  // ln 2 in two parts, the first exact times n
+  r = hn::NegMulAdd(n, set(1.42860682030941723e-6f), r);
+  V p = set(1.0f / 5040);
+  p = hn::MulAdd(p, r, set(1.0f / 720));
+  p = hn::MulAdd(p, r, set(1.0f / 120));
+  p = hn::MulAdd(p, r, set(1.0f / 24));
+  p = hn::MulAdd(p, r, set(1.0f / 6));
+  p = hn::MulAdd(p, r, set(0.5f));
+  return hn::MulAdd(hn::Mul(p, r), r, r);
+}
+
+/// NaN stays NaN (the comparisons are false).
+HWY_INLINE V clamp(V x, float low, float high) {
+  x = hn::IfThenElse(hn::Lt(x, set(low)), set(low), x);
+  return hn::IfThenElse(hn::Gt(x, set(high)), set(high), x);
+}
+
+/// Within 2 units in the last place; 0 and infinity beyond the range of float32.
+HWY_INLINE V exp(V x) {
+  V n;
+  const V p = hn::Add(reduced_expm1(clamp(x, -104.0f, 89.0f), n), set(1.0f));
+  // 2^n in two factors: n reaches −150 and 128.
+  const V half = hn::Floor(hn::Mul(n, set(0.5f)));
+  return hn::Mul(hn::Mul(p, power_of_two(half)), power_of_two(hn::Sub(n, half)));
+}
+
+HWY_INLINE V sigmoid(V x) { return hn::Div(set(1.0f), hn::Add(set(1.0f), exp(hn::Neg(x)))); }
+
+/// e^(2x) − 1 over itself + 2: small relative error near zero too.
+HWY_INLINE V tanh(V x) {
+  V n;
+  const V p = reduced_expm1(clamp(hn::Add(x, x), -40.0f, 40.0f), n);
+  const V scale = power_of_two(n);
+  const V expm1 = hn::MulAdd(p, scale, hn::Sub(scale, set(1.0f)));
+  return hn::Div(expm1, hn::Add(expm1, set(2.0f)));
+}
+
+HWY_INLINE V activate(Activation activation, V x) {
+  switch (activation) {
+    case Activation::none:
+      return x;
+    case Activation::tanh:
+      return tanh(x);
+    case Activation::sigmoid:
+      return sigmoid(x);
+    case Activation::relu_squared: {
+      const V positive = hn::IfThenElse(hn::Lt(x, zero()), zero(), x);  // NaN stays
+      return hn::Mul(positive, positive);
+    }
+  }
+  return x;
+}
+
+/// Calls f with a typed pointer to the view's data: f32 or bf16.
+template <typename Function>
+HWY_INLINE void with_real_or_bf16(DType dtype, const void* data, Function f) {
+  if (dtype == DType::bf16) return f(static_cast<const BFloat16*>(data));
+  RWKVX_ASSERT(dtype == DType::f32);
+  f(static_cast<const float*>(data));
+}
+template <typename Function>
+HWY_INLINE void with_real_or_bf16(DType dtype, void* data, Function f) {
+  if (dtype == DType::bf16) return f(static_cast<BFloat16*>(data));
+  RWKVX_ASSERT(dtype == DType::f32);
+  f(static_cast<float*>(data));
+}
+
+}  // namespace rwkvx::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif

@@ -1,0 +1,155 @@
+#include "runtime/session.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "model/state_file.h"
+
+namespace rwkvx {
+namespace {
+
+constexpr int64_t kMaxSegment = 4096;
+constexpr int64_t kSegmentBytes = int64_t{192} << 20;
+
+std::string hex(std::span<const uint8_t> bytes) {
+  constexpr std::string_view kDigits = "0123456789abcdef";
+  std::string out;
+  out.reserve(2 * bytes.size());
+  for (const uint8_t b : bytes) {
+    out += kDigits[b >> 4];
+    out += kDigits[b & 15];
+  }
+  return out;
+}
+
+/// The floats behind their bytes in hexadecimal; wrong digits or lengths give none.
+std::vector<float> floats(std::string_view digits) {
+  std::vector<uint8_t> bytes(digits.size() / 2);
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    const char* at = digits.data() + 2 * i;
+    if (std::from_chars(at, at + 2, bytes[i], 16).ptr != at + 2) return {};
+  }
+  std::vector<float> out(bytes.size() / sizeof(float));
+  std::memcpy(out.data(), bytes.data(), out.size() * sizeof(float));
+  return out;
+}
+
+}  // namespace
+
+Session::Session(std::shared_ptr<const Model> model)
+    : model_(std::move(model)),
+      state_(model_->new_state()),
+      arena_(std::make_shared<Arena>(model_->ops().allocator())) {}
+
+int64_t Session::segment_rows() const {
+  const int64_t row_bytes =
+      4 * (24 * model_->config().channels + model_->config().ffn);  // temporaries of a block
+  const int64_t rows = kSegmentBytes / row_bytes / 64 * 64;
+  return std::clamp<int64_t>(rows, 64, kMaxSegment);
+}
+
+void Session::append(std::span<const int32_t> tokens) {
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (tokens[i] < 0 || tokens[i] >= model_->config().vocab) {
+      fail("token {} at position {} is outside the model's vocabulary of {}", tokens[i],
+           length() + static_cast<int64_t>(i), model_->config().vocab);
+    }
+  }
+  pending_.insert(pending_.end(), tokens.begin(), tokens.end());
+}
+
+void Session::consume(size_t keep, const Progress& progress) {
+  const size_t total = pending_.size() > keep ? pending_.size() - keep : 0;
+  const auto segment = static_cast<size_t>(segment_rows());
+  size_t done = 0;
+  const auto drop_consumed = [&] {
+    pending_.erase(pending_.begin(), pending_.begin() + static_cast<std::ptrdiff_t>(done));
+  };
+  try {
+    while (done < total) {
+      if (progress && total > 1) progress(done, total);
+      const size_t n = std::min(segment, total - done);
+      const bool last = done + n == total;
+      const SequenceInput input{std::span(pending_).subspan(done, n), &state_};
+      logits_.clear();
+      if (last && keep == 0) {
+        const Arena::Scope scope(*arena_);
+        Ops& ops = model_->ops();
+        const View device = arena_->take(ops.real(), {1, model_->config().vocab});
+        model_->forward(std::span(&input, 1), LogitsOf::last, device, *arena_);
+        std::vector<float> host(static_cast<size_t>(model_->config().vocab));
+        ops.download(device.data(), std::as_writable_bytes(std::span(host)));
+        logits_ = std::move(host);
+      } else {
+        model_->forward(std::span(&input, 1), LogitsOf::none, View(), *arena_);
+      }
+      done += n;
+    }
+    if (progress && total > 1) progress(total, total);
+  } catch (...) {
+    drop_consumed();
+    throw;
+  }
+  drop_consumed();
+}
+
+std::span<const float> Session::logits(const Progress& progress) {
+  RWKVX_ASSERT(model_->ops().real() == DType::f32);
+  consume(0, progress);
+  if (logits_.empty())
+    fail("there is nothing to continue from: the prompt is empty (--prompt, --prompt-file)");
+  return logits_;
+}
+
+Session Session::fork() const {
+  Session copy(model_);
+  copy.state_ = state_.fork();
+  copy.arena_ = arena_;
+  copy.pending_ = pending_;
+  copy.logits_ = logits_;
+  return copy;
+}
+
+void Session::reset() {
+  state_.reset();
+  pending_.clear();
+  logits_.clear();
+}
+
+void Session::save(const Path& path, std::string_view extra, const Progress& progress) {
+  consume(1, progress);
+  const auto raw = std::as_bytes(std::span(logits_));  // as bytes: exact, and NaN passes
+  std::vector<uint8_t> bytes(raw.size());
+  std::memcpy(bytes.data(), raw.data(), raw.size());
+  const nlohmann::json json = {
+      {"pending", pending_}, {"logits", pending_.empty() ? hex(bytes) : ""}, {"extra", std::string(extra)}};
+  save_state(path, state_, model_->fingerprint(),
+             json.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));
+}
+
+std::string Session::load(const Path& path) {
+  State loaded = model_->new_state();
+  const std::string text = load_state(path, loaded, model_->fingerprint());
+  try {
+    const nlohmann::json json = nlohmann::json::parse(text);
+    auto pending = json.at("pending").get<std::vector<int32_t>>();
+    std::vector<float> logits = floats(json.at("logits").get<std::string>());
+    auto extra = json.at("extra").get<std::string>();
+    if (!logits.empty() && static_cast<int64_t>(logits.size()) != model_->config().vocab) {
+      fail("{}: the saved logits do not fit the model", path.string());
+    }
+    Session fresh(model_);
+    fresh.append(pending);
+    pending_ = std::move(pending);
+    logits_ = std::move(logits);
+    state_ = std::move(loaded);
+    return extra;
+  } catch (const nlohmann::json::exception&) {
+    fail("{}: the state file's session data is damaged", path.string());
+  }
+}
+
+}  // namespace rwkvx

@@ -1,0 +1,19 @@
+#pragma once
+
+#include "harness.h"
+
+/// Each operation's cases, for operations().
+namespace rwkvx::test {
+
+Cases embed_cases(Precision precision);
+Cases layer_norm_cases(Precision precision);
+Cases token_shift_cases(Precision precision);
+Cases gather_rows_cases(Precision precision);
+Cases linear_cases(Precision precision);
+Cases wkv7_operands_cases(Precision precision);
+Cases wkv7_cases(Precision precision);
+Cases wkv7_output_cases(Precision precision);
+Cases kv_append_cases(Precision precision);
+Cases chunk_attention_cases(Precision precision);
+
+}  // namespace rwkvx::test

@@ -1,0 +1,122 @@
+#include "ops/cpu/cpu_ops.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <thread>
+
+#include "base/error.h"
+#include "harness.h"
+#include "hwy/highway.h"
+
+namespace rwkvx::test {
+namespace {
+
+/// Every operation, on every instruction set that this processor has, in both precisions.
+struct Setup {
+  std::string operation;
+  int64_t target;
+  Precision precision;
+};
+
+void PrintTo(const Setup& setup, std::ostream* out) {
+  *out << setup.operation << " " << hwy::TargetName(setup.target) << " " << name(setup.precision);
+}
+
+std::vector<int64_t> targets() {
+  std::vector<int64_t> all;
+  for (const int64_t target : {HWY_SSE4, HWY_AVX2, HWY_AVX3, HWY_NEON}) {
+    if ((hwy::SupportedTargets() & target) != 0) all.push_back(target);
+  }
+  return all;
+}
+
+std::vector<Setup> setups() {
+  std::vector<Setup> all;
+  for (const auto& [operation, cases] : operations()) {
+    for (const int64_t target : targets()) {
+      for (const Precision precision : {Precision::f32, Precision::bf16}) {
+        all.push_back({operation, target, precision});
+      }
+    }
+  }
+  return all;
+}
+
+class CpuOpsTest : public testing::TestWithParam<Setup> {
+ protected:
+  void SetUp() override { hwy::SetSupportedTargetsForTest(GetParam().target); }
+  void TearDown() override { hwy::SetSupportedTargetsForTest(0); }
+};
+
+TEST_P(CpuOpsTest, AgreesWithReference) {
+  const auto ops = make_cpu_ops(GetParam().precision, 2);
+  double worst = 0;
+  std::string worst_case;
+  for (const auto& [operation, cases] : operations()) {
+    if (operation != GetParam().operation) continue;
+    for (const auto& one : cases(GetParam().precision)) {
+      const double part = compare_with_reference(*one, *ops);
+      if (part >= worst) worst_case = one->describe();
+      worst = std::max(worst, part);
+    }
+  }
+  RecordProperty("largest_error_in_parts_of_its_bound", std::to_string(worst));
+  RecordProperty("at", worst_case);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CpuOpsTest, testing::ValuesIn(setups()), [](const auto& one) {
+  const Setup& setup = one.param;
+  return setup.operation + "_" + hwy::TargetName(setup.target) + "_" + std::string(name(setup.precision));
+});
+
+/// Any number of threads gives the same numbers.
+TEST(CpuOps, ThreadCountsAgreeWithReference) {
+  for (const int threads : {1, 3, 5}) {
+    const auto ops = make_cpu_ops(Precision::bf16, threads);
+    for (const auto& [operation, cases] : operations()) {
+      size_t i = 0;
+      for (const auto& one : cases(Precision::bf16)) {
+        if (i++ % 7 == 0) compare_with_reference(*one, *ops);
+      }
+    }
+  }
+}
+
+TEST(CpuOps, TwoInstancesWorkAtOnce) {
+  const auto work = [](Precision precision) {
+    const auto ops = make_cpu_ops(precision, 2);
+    for (const auto& [operation, cases] : operations()) {
+      size_t i = 0;
+      for (const auto& one : cases(precision)) {
+        if (i++ % 7 == 3) compare_with_reference(*one, *ops);
+      }
+    }
+  };
+  std::thread other([&] { work(Precision::f32); });
+  work(Precision::bf16);
+  other.join();
+}
+
+TEST(CpuOps, RefusesDouble) {
+  EXPECT_THAT([] { make_cpu_ops(Precision::f64, 1); },
+              testing::ThrowsMessage<Error>(testing::HasSubstr("reference")));
+}
+
+TEST(CpuOps, RefusesQuantisedWeights) {
+  const auto ops = make_cpu_ops(Precision::f32, 1);
+  const ConstView weight(nullptr, DType::q4_k, {256, 256});
+  EXPECT_THAT([&] { ops->prepare(weight); }, testing::ThrowsMessage<Error>(testing::HasSubstr("q4_k")));
+}
+
+/// bf16 products need an instruction set that has them.
+TEST(CpuOps, ActiveTypeFollowsTheProcessor) {
+  hwy::SetSupportedTargetsForTest(HWY_SSE4 | HWY_NEON);
+  EXPECT_EQ(make_cpu_ops(Precision::bf16, 1)->active(), DType::f32);
+  hwy::SetSupportedTargetsForTest(0);
+  EXPECT_EQ(make_cpu_ops(Precision::f32, 1)->active(), DType::f32);
+}
+
+}  // namespace
+}  // namespace rwkvx::test

@@ -1,0 +1,118 @@
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ops/ops.h"
+
+/// Compares a backend with the reference, operation by operation.
+///
+/// An operation is an OpCase: it makes its tensors in a Run and calls the Ops. The harness runs it twice, on
+/// the reference in float64 and on the tested backend, with the same values (rounded to what the tested
+/// backend stores), and compares every output with the bound that the case derives. Around every tensor lie
+/// guard bytes that must survive, and inputs must be left as they were.
+///
+/// To add an operation: an OpCase and a line in operations(). To add a backend: instantiate OpsTest for it.
+namespace rwkvx::test {
+
+/// Unit roundoffs.
+inline constexpr double kF32 = 0x1p-24;
+inline constexpr double kBf16 = 0x1p-8;
+
+/// Rounding errors of a sum of n terms in any order: |error| ≤ λ·√n·u·Σ|terms| but for a probability below
+/// 2·exp(−λ²/2) (Higham and Mary, 2019); λ = 8 makes that 3e-14 for each element.
+double sum_error(int64_t terms);
+
+struct Random {
+  explicit Random(uint64_t seed) : state(seed) {}
+  uint64_t next();
+  double uniform();  ///< [0, 1)
+  double normal();
+  uint64_t state;
+};
+
+using Values = std::function<double(Random&)>;
+Values normal(double deviation = 1);
+Values uniform(double low, double high);
+/// Multiples of `step` in [−most, most]: sums and products of few bits, exact in float32 whatever the order.
+Values grid(double step, double most);
+
+/// A tensor's type, as the operation's interface names it.
+struct Type {
+  enum class Kind { real, active, fixed } kind;
+  DType dtype = DType::f32;
+};
+inline constexpr Type kReal{Type::Kind::real}, kActive{Type::Kind::active};
+inline constexpr Type fixed(DType dtype) { return {Type::Kind::fixed, dtype}; }
+
+/// The tensors of one execution of a case on one backend.
+class Run {
+ public:
+  /// `tested` says which types the values are rounded to; `ops` executes.
+  Run(Ops& ops, const Ops& tested, uint64_t seed);
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
+  ~Run();
+
+  Ops& ops() { return ops_; }
+  /// The reference gets in one call what others get in several.
+  bool is_reference() const { return &ops_ != &tested_; }
+  Random& random() { return random_; }
+  ConstView input(const std::string& name, Type type, Shape shape, const Values& values);
+  /// Read and overwritten by the operation.
+  View inout(const std::string& name, Type type, Shape shape, const Values& values);
+  View output(const std::string& name, Type type, Shape shape);
+
+  std::vector<std::string> outputs() const;
+  /// What the tensor holds now.
+  std::vector<double> values(const std::string& name) const;
+  DType dtype(const std::string& name) const;
+  double max_abs(const std::string& name) const;
+  /// The largest Euclidean norm of `width` consecutive elements.
+  double max_norm(const std::string& name, int64_t width) const;
+  /// What is wrong: overwritten guards, a changed input. Empty when nothing is.
+  std::string damage() const;
+
+ private:
+  struct Tensor;
+  View make(const std::string& name, Type type, Shape shape, const Values* values, bool is_output);
+  std::vector<std::byte> download(const Tensor& tensor) const;
+  const Tensor& find(const std::string& name) const;
+
+  Ops& ops_;
+  const Ops& tested_;
+  Random random_;
+  std::map<std::string, std::unique_ptr<Tensor>> tensors_;
+};
+
+/// |value − reference| ≤ absolute + relative·|reference|. The rounding of a bf16 output is added by the
+/// harness.
+struct Tolerance {
+  double absolute = 0;
+  double relative = 0;
+};
+
+class OpCase {
+ public:
+  virtual ~OpCase() = default;
+  virtual std::string describe() const = 0;
+  virtual void run(Run& run) const = 0;
+  /// `reference` has run.
+  virtual Tolerance tolerance(const Run& reference, const std::string& output) const = 0;
+};
+
+using Cases = std::vector<std::unique_ptr<OpCase>>;
+/// Every operation's cases, by name, for a precision.
+const std::vector<std::pair<std::string, std::function<Cases(Precision)>>>& operations();
+
+/// Runs a case on both and adds failures to the current GoogleTest test. Returns the largest error in parts
+/// of its bound.
+double compare_with_reference(const OpCase& one, Ops& tested);
+
+/// Ways to cut `rows` rows into sequences, as offsets.
+std::vector<std::vector<int64_t>> ragged(int64_t rows);
+
+}  // namespace rwkvx::test

@@ -1,0 +1,130 @@
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "cases.h"
+
+namespace rwkvx::test {
+namespace {
+
+std::string_view name_of(Activation activation) {
+  switch (activation) {
+    case Activation::none:
+      return "none";
+    case Activation::tanh:
+      return "tanh";
+    case Activation::sigmoid:
+      return "sigmoid";
+    case Activation::relu_squared:
+      return "relu²";
+  }
+  return "?";
+}
+
+struct Product {
+  int64_t in, out;
+  DType weight;
+  Type y = kReal;
+  Activation activation = Activation::none;
+  bool add = false;
+};
+
+/// One call of linear() with one or several products of the same number of rows.
+struct LinearCase final : OpCase {
+  int64_t rows;
+  std::vector<Product> products;
+  LinearCase(int64_t r, std::vector<Product> p) : rows(r), products(std::move(p)) {}
+
+  std::string describe() const override {
+    std::string text = fmt::format("linear R={}", rows);
+    for (const Product& p : products) {
+      text += fmt::format(" [{}→{} {} {}{}{}]", p.in, p.out, name(p.weight), name_of(p.activation),
+                          p.add ? " add" : "", p.y.kind == Type::Kind::active ? " active" : "");
+    }
+    return text;
+  }
+
+  void run(Run& run) const override {
+    std::vector<Matrix> matrices;
+    std::vector<LinearCall> calls;
+    for (size_t i = 0; i < products.size(); ++i) {
+      const Product& p = products[i];
+      // Results of deviation ~ 1, where the activations bend.
+      const double deviation = 1 / std::sqrt(static_cast<double>(p.in));
+      matrices.push_back(run.ops().prepare(
+          run.input(fmt::format("w{}", i), fixed(p.weight), {p.out, p.in}, normal(deviation))));
+    }
+    for (size_t i = 0; i < products.size(); ++i) {
+      const Product& p = products[i];
+      LinearCall call;
+      call.x = run.input(fmt::format("x{}", i), kActive, {rows, p.in}, normal());
+      call.w = &matrices[i];
+      const std::string y = fmt::format("y{}", i);
+      call.y = p.add ? run.inout(y, p.y, {rows, p.out}, normal()) : run.output(y, p.y, {rows, p.out});
+      call.activation = p.activation;
+      call.add = p.add;
+      calls.push_back(call);
+    }
+    run.ops().linear(calls);
+  }
+
+  /// A sum of `in` products; Σ|x·w| ≤ ‖x‖·‖w‖. tanh and σ have slopes ≤ 1, x² has 2·|x|. Elementary functions
+  /// are good to 4 units in the last place.
+  Tolerance tolerance(const Run& reference, const std::string& output) const override {
+    const auto i = static_cast<size_t>(std::stoi(output.substr(1)));
+    const Product& p = products[i];
+    const double size =
+        reference.max_norm(fmt::format("x{}", i), p.in) * reference.max_norm(fmt::format("w{}", i), p.in);
+    const double error = sum_error(p.in) * size;
+    switch (p.activation) {
+      case Activation::none:
+        return {error, p.add ? 2 * kF32 : 0};
+      case Activation::tanh:
+      case Activation::sigmoid:
+        return {error + 4 * kF32, 4 * kF32};
+      case Activation::relu_squared:
+        return {2 * std::sqrt(reference.max_abs(output)) * error + error * error, 2 * kF32};
+    }
+    return {};
+  }
+};
+
+}  // namespace
+
+Cases linear_cases(Precision precision) {
+  Cases cases;
+  const auto add = [&](int64_t rows, std::vector<Product> products) {
+    cases.push_back(std::make_unique<LinearCase>(rows, std::move(products)));
+  };
+  for (const DType weight : {DType::f32, DType::bf16, DType::f16}) {
+    for (const int64_t rows : {1, 2, 3, 4, 5, 7, 8, 9, 17, 33, 64, 129}) {
+      add(rows, {{64, 1, weight}});
+      add(rows, {{128, 5, weight, kReal, Activation::none, true}});
+      add(rows, {{192, 160, weight, kActive, Activation::relu_squared}});
+      add(rows, {{64, 257, weight, kReal, Activation::relu_squared}});
+      // The low-rank pairs: C → rank with an activation, rank → C.
+      for (const int64_t rank : {8, 16, 24, 40}) {
+        add(rows, {{128, rank, weight, kActive, rank == 8 ? Activation::tanh : Activation::sigmoid},
+                   {rank, 128, weight}});
+      }
+    }
+    add(1, {{768, 768, weight}});
+    add(8, {{768, 257, weight, kReal, Activation::none, true}});
+    add(33, {{768, 257, weight, kActive}});
+    add(1, {{7, 3, weight}, {33, 66, weight, kActive, Activation::tanh}});
+    add(9, {{7, 3, weight}, {33, 66, weight, kActive, Activation::tanh}});
+  }
+  // Several products at once, of different weights and sizes.
+  for (const int64_t rows : {1, 6, 20}) {
+    add(rows, {{192, 192, DType::bf16},
+               {192, 768, DType::f32, kActive, Activation::relu_squared},
+               {192, 40, DType::f16, kActive, Activation::tanh},
+               {768, 192, DType::bf16, kReal, Activation::none, true},
+               {192, 5, DType::bf16, kReal, Activation::sigmoid}});
+  }
+  // Wide enough for blocks of converted weights.
+  if (precision == Precision::f32) add(9, {{768, 3000, DType::bf16}, {768, 3000, DType::f16}});
+  return cases;
+}
+
+}  // namespace rwkvx::test
