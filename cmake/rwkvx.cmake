@@ -12,6 +12,14 @@ if(RWKVX_SANITIZE)
     target_compile_options(rwkvx_options INTERFACE -fno-sanitize-recover=undefined)
   endif()
 endif()
+if(RWKVX_FUZZERS)
+  target_compile_options(rwkvx_options INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
+if(RWKVX_FUZZERS)
+  # The fuzzers steer by what the libraries' code reports it has run.
+  target_compile_options(rwkvx_options INTERFACE -fsanitize=fuzzer-no-link)
+endif()
 
 # rwkvx_library(base SOURCES a.cc b.cc DEPENDS other): target rwkvx_base in the current folder.
 function(rwkvx_library name)
