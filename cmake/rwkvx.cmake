@@ -4,7 +4,7 @@ add_library(rwkvx_options INTERFACE)
 target_compile_options(rwkvx_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wno-unknown-pragmas)
 # g++ 12 warns of overlaps in std::string that are not there (GCC bug 105651).
 target_compile_options(rwkvx_options INTERFACE $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>)
-target_include_directories(rwkvx_options INTERFACE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
+target_include_directories(rwkvx_options INTERFACE ${PROJECT_SOURCE_DIR}/src)
 if(RWKVX_SANITIZE)
   target_compile_options(rwkvx_options INTERFACE -fsanitize=${RWKVX_SANITIZE} -fno-omit-frame-pointer)
   target_link_options(rwkvx_options INTERFACE -fsanitize=${RWKVX_SANITIZE})
