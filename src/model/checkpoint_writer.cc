@@ -22,9 +22,10 @@ class Exporter {
       const bool prefixed = config().sparse_blocks > 0 && !spec.name.starts_with("moba.");
       const bool turned = spec.role == Role::low_rank;
       const ConstView data = find(spec);
-      out.push_back(
-          {(prefixed ? "rwkv." : "") + spec.name, type_of(data), public_shape(spec),
-           [this, spec, data, turned] { return converted(data, type_of(data), spec.name, turned); }});
+      out.push_back({(prefixed ? "rwkv." : "") + spec.name, type_of(data), public_shape(spec),
+                     [this, spec, data, turned] {
+                       return converted(data, type_of(data), spec.name, turned).reshaped(public_shape(spec));
+                     }});
     }
     return out;
   }
@@ -39,8 +40,9 @@ class Exporter {
         continue;
       }
       const DType dtype = is_matrix(spec.role) ? type_of(data) : DType::f32;
-      out.push_back({dialects::gguf_name(spec.name), dtype, spec.shape,
-                     [this, data, dtype, name = spec.name] { return converted(data, dtype, name, false); }});
+      out.push_back({dialects::gguf_name(spec.name), dtype, spec.shape, [this, data, dtype, spec] {
+                       return converted(data, dtype, spec.name, false).reshaped(spec.shape);
+                     }});
       if (config().sparse_blocks == 0) add_unused_value_residual(spec, out);
     }
     return out;
@@ -134,7 +136,7 @@ class Exporter {
                         fused.view().rows(static_cast<int64_t>(i), 1));
               }
               current_ = std::move(fused);
-              return ConstView(current_);
+              return current_.view().reshaped({kMixRows, 1, 1, config().channels});
             }};
   }
 

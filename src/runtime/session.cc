@@ -119,8 +119,7 @@ void Session::reset() {
   logits_.clear();
 }
 
-void Session::save(const Path& path, std::string_view extra, const Progress& progress) {
-  consume(1, progress);
+void Session::save(const Path& path, std::string_view extra) const {
   const auto raw = std::as_bytes(std::span(logits_));  // as bytes: exact, and NaN passes
   std::vector<uint8_t> bytes(raw.size());
   std::memcpy(bytes.data(), raw.data(), raw.size());

@@ -32,9 +32,13 @@ class Session {
   Session fork() const;
   void reset();
 
-  /// The state with all but the last token consumed, the last one beside it, and `extra` (any JSON text),
-  /// bound to the model. Errors: those of save_state.
-  void save(const Path& path, std::string_view extra, const Progress& progress = {});
+  /// Consumes all pending tokens but the last, so that what is saved or forked next is ready to continue
+  /// from.
+  void settle(const Progress& progress = {}) { consume(1, progress); }
+
+  /// The state, the pending tokens and `extra` (any JSON text), bound to the model. Computes nothing: an
+  /// interrupted prompt goes on where it stopped. Errors: those of save_state.
+  void save(const Path& path, std::string_view extra) const;
   /// Replaces this session; returns `extra`. Errors: those of load_state; the session is then unchanged.
   std::string load(const Path& path);
 
