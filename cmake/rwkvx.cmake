@@ -13,10 +13,6 @@ if(RWKVX_SANITIZE)
   endif()
 endif()
 if(RWKVX_FUZZERS)
-  target_compile_options(rwkvx_options INTERFACE -fsanitize=fuzzer-no-link)
-endif()
-
-if(RWKVX_FUZZERS)
   # The fuzzers steer by what the libraries' code reports it has run.
   target_compile_options(rwkvx_options INTERFACE -fsanitize=fuzzer-no-link)
 endif()
