@@ -39,8 +39,8 @@ void PrintTo(const Case& c, std::ostream* out) { *out << c.model << " on " << c.
 
 class EquivalenceTest : public testing::TestWithParam<Case> {
  protected:
-  /// How far equal computations may be apart. The reference computes every row by itself, in one order: not at
-  /// all. docs/decisions/0010-bf16-bound.md derives the others.
+  /// How far equal computations may be apart. The reference computes every row by itself, in one order: not
+  /// at all. docs/decisions/0010-bf16-bound.md derives the others.
   static double bound() {
     if (std::string(GetParam().backend) == "reference") return 0;
     return GetParam().precision == Precision::f32 ? 2e-5 : 0.1;
@@ -121,7 +121,7 @@ TEST_P(EquivalenceTest, SaveRestoreContinue) {
 
 TEST_P(EquivalenceTest, ForkAndContinueBothWays) {
   const auto other = test::random_tokens(tokens_.size(), model_->config().vocab, /*seed=*/43);
-  const size_t chunk = std::min(static_cast<size_t>(model_->config().chunk_size), tokens_.size() / 2);
+  const size_t chunk = std::min(static_cast<size_t>(model_->config().chunk_size), tokens_.size() / 4);
   // In the middle of a chunk both sides write to a page that they share; at its end to new ones.
   for (const size_t cut : {chunk + chunk / 2, 2 * chunk}) {
     const size_t end = std::min(cut + chunk + 2, tokens_.size());
@@ -137,7 +137,8 @@ TEST_P(EquivalenceTest, ForkAndContinueBothWays) {
     State fork = original.fork();
     EXPECT_EQ(fork.position(), original.position());
     const size_t half = ours.size() / 2;  // by turns, so that each writes after the other
-    const auto expect_turn = [&](State& shared, State& own, std::span<const int32_t> tokens, const char* who) {
+    const auto expect_turn = [&](State& shared, State& own, std::span<const int32_t> tokens,
+                                 const char* who) {
       const auto expected = test::run(*model_, own, tokens);
       expect_same(test::run(*model_, shared, tokens), expected, fmt::format("{} forked at {}", who, cut));
     };
@@ -165,7 +166,8 @@ TEST_P(EquivalenceTest, RaggedBatch) {
     std::vector<SequenceInput> inputs;
     size_t rows = 0;
     for (size_t s = 0; s < lengths.size(); ++s) {
-      inputs.push_back({std::span(tokens[s]).subspan(call == 0 ? 0 : lengths[s][0], lengths[s][call]), &states[s]});
+      inputs.push_back(
+          {std::span(tokens[s]).subspan(call == 0 ? 0 : lengths[s][0], lengths[s][call]), &states[s]});
       rows += lengths[s][call];
     }
     const Arena::Scope scope(arena);
@@ -218,8 +220,8 @@ std::vector<Case> cases() {
   return all;
 }
 
-INSTANTIATE_TEST_SUITE_P(Model, EquivalenceTest, testing::ValuesIn(cases()), [](const auto& info) {
-  return fmt::format("{}_{}_{}", info.param.model, info.param.backend, name(info.param.precision));
+INSTANTIATE_TEST_SUITE_P(Model, EquivalenceTest, testing::ValuesIn(cases()), [](const auto& test) {
+  return fmt::format("{}_{}_{}", test.param.model, test.param.backend, name(test.param.precision));
 });
 
 /// Long enough for work in large blocks: the trained hybrid with its own chunks of 64, past several of them.
@@ -232,7 +234,8 @@ TEST(LongEquivalenceTest, PrefillAndDecodeOfTheHybridOnCpu) {
     const auto expected = test::run(*model, whole, tokens);
     const std::vector<size_t> single(tokens.size(), 1);
     const auto split = test::random_split(tokens.size(), 200, 3);
-    for (const auto& got : {test::run(*model, steps, tokens, single), test::run(*model, pieces, tokens, split)}) {
+    for (const auto& got :
+         {test::run(*model, steps, tokens, single), test::run(*model, pieces, tokens, split)}) {
       const Distance d = distance(got, expected);
       std::cout << "[ measured ] " << name(precision) << ": max " << d.max << ", rms " << d.rms << '\n';
       EXPECT_LE(d.max, precision == Precision::f32 ? 2e-5 : 0.1);

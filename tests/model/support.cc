@@ -65,8 +65,7 @@ Golden read_golden(const std::string& name) {
     return buffer;
   };
   golden.logits = copy("logits");
-  for (int64_t i = 0; i < number("n_layer"); ++i)
-    golden.states.push_back(copy("state." + std::to_string(i)));
+  for (int64_t i = 0; i < number("n_layer"); ++i) golden.states.push_back(copy("state." + std::to_string(i)));
   const Buffer tokens = copy("tokens");
   const int64_t B = tokens.view().dim(0), T = tokens.view().dim(1);
   for (int64_t b = 0; b < B; ++b) {
@@ -104,8 +103,7 @@ std::vector<float> run(const Model& model, State& state, std::span<const int32_t
     const View logits = arena.take(DType::f32, {static_cast<int64_t>(piece), V});
     const SequenceInput input{tokens.subspan(done, piece), &state};
     model.forward(std::span(&input, 1), LogitsOf::all, logits, arena);
-    const auto to =
-        std::span(out).subspan(done * static_cast<size_t>(V), piece * static_cast<size_t>(V));
+    const auto to = std::span(out).subspan(done * static_cast<size_t>(V), piece * static_cast<size_t>(V));
     model.ops().download(logits.data(), std::as_writable_bytes(to));
     done += piece;
   }
