@@ -4,13 +4,17 @@ add_library(rwkvx_options INTERFACE)
 target_compile_options(rwkvx_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wno-unknown-pragmas)
 # g++ 12 warns of overlaps in std::string that are not there (GCC bug 105651).
 target_compile_options(rwkvx_options INTERFACE $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>)
-target_include_directories(rwkvx_options INTERFACE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
+target_include_directories(rwkvx_options INTERFACE ${PROJECT_SOURCE_DIR}/src)
 if(RWKVX_SANITIZE)
   target_compile_options(rwkvx_options INTERFACE -fsanitize=${RWKVX_SANITIZE} -fno-omit-frame-pointer)
   target_link_options(rwkvx_options INTERFACE -fsanitize=${RWKVX_SANITIZE})
   if(RWKVX_SANITIZE MATCHES "undefined")
     target_compile_options(rwkvx_options INTERFACE -fno-sanitize-recover=undefined)
   endif()
+endif()
+if(RWKVX_FUZZERS)
+  # The fuzzers steer by what the libraries' code reports it has run.
+  target_compile_options(rwkvx_options INTERFACE -fsanitize=fuzzer-no-link)
 endif()
 
 # rwkvx_library(base SOURCES a.cc b.cc DEPENDS other): target rwkvx_base in the current folder.
@@ -27,5 +31,7 @@ function(rwkvx_test name)
   target_link_libraries(${name} PRIVATE rwkvx_options ${arg_DEPENDS} GTest::gtest GTest::gmock GTest::gtest_main)
   target_compile_definitions(${name} PRIVATE RWKVX_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/data")
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
+  # The tests' own code: optimising it costs more time than it saves.
+  target_compile_options(${name} PRIVATE $<IF:$<BOOL:${RWKVX_SANITIZE}>,-O0,-O1>)
   gtest_discover_tests(${name} DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 600)
 endfunction()

@@ -30,7 +30,9 @@ std::vector<TokenId> prompt_tokens(const GenerateOptions& options, const Tokeniz
   return tokens;
 }
 
-double per_second(size_t count, double seconds) { return seconds > 0 ? static_cast<double>(count) / seconds : 0; }
+double per_second(size_t count, double seconds) {
+  return seconds > 0 ? static_cast<double>(count) / seconds : 0;
+}
 
 void run(const GenerateOptions& options) {
   const SamplerOptions sampler_options = options.sampler.resolved();
@@ -43,7 +45,8 @@ void run(const GenerateOptions& options) {
   Sampler sampler(sampler_options);
   if (!options.state_in.empty()) {
     const auto extra = nlohmann::json::parse(session.load(options.state_in), nullptr, false);
-    if (!options.sampler.seed && extra.is_object() && extra.contains("sampler") && extra["sampler"].is_string()) {
+    if (!options.sampler.seed && extra.is_object() && extra.contains("sampler") &&
+        extra["sampler"].is_string()) {
       sampler.load(extra["sampler"].get<std::string>());
     }
   }
@@ -76,7 +79,8 @@ void run(const GenerateOptions& options) {
     session.save(options.state_out, nlohmann::json{{"sampler", sampler.save()}}.dump());
   }
 
-  const size_t decoded = generation.tokens.empty() ? 0 : generation.tokens.size() - 1;  // after the prompt's own token
+  const size_t decoded =
+      generation.tokens.empty() ? 0 : generation.tokens.size() - 1;  // after the prompt's own token
   if (options.json) {
     const nlohmann::ordered_json out = {
         {"text", text},
@@ -98,8 +102,9 @@ void run(const GenerateOptions& options) {
                "{}rwkvx: prompt {} tokens, {:.1f} tokens/s; generated {} tokens, {:.1f} tokens/s ({}); "
                "state {}, memory {} at most; seed {}\n",
                line_open ? "\n" : "", prompt.size(), per_second(prompt.size(), generation.first_seconds),
-               generation.tokens.size(), per_second(decoded, generation.rest_seconds), name(generation.reason),
-               human_bytes(session.state().bytes()), human_bytes(peak_resident_bytes()), sampler_options.seed);
+               generation.tokens.size(), per_second(decoded, generation.rest_seconds),
+               name(generation.reason), human_bytes(session.state().bytes()),
+               human_bytes(peak_resident_bytes()), sampler_options.seed);
   }
   if (generation.reason == StopReason::interrupted) throw Interrupted{};
 }
@@ -107,12 +112,15 @@ void run(const GenerateOptions& options) {
 }  // namespace
 
 void add_generate(CLI::App& app) {
-  auto* command = app.add_subcommand("generate", "Continue a prompt; the text goes to stdout as it is sampled");
+  auto* command =
+      app.add_subcommand("generate", "Continue a prompt; the text goes to stdout as it is sampled");
   auto o = std::make_shared<GenerateOptions>();
   add_model_argument(*command, o->run);
   command->add_option("--prompt", o->prompt.text, "The text to continue");
   command->add_option("--prompt-file", o->prompt.file, "The text from a file, any bytes; - for stdin");
-  command->add_option("--max-tokens", o->generation.max_tokens, "Stop after this many tokens; 0 only reads the prompt")
+  command
+      ->add_option("--max-tokens", o->generation.max_tokens,
+                   "Stop after this many tokens; 0 only reads the prompt")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command->add_option("--stop", o->generation.stops, "Stop before this text; may be given several times")

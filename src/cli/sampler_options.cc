@@ -23,7 +23,8 @@ void add_sampler_options(CLI::App& app, SamplerFlags& flags) {
   add("--presence-penalty", o.presence_penalty, "Taken off the logits of tokens that were generated");
   add("--frequency-penalty", o.frequency_penalty, "Taken off for each time, decayed");
   add("--penalty-decay", o.penalty_decay, "Decay of those counts with each token");
-  add("--repetition-penalty", o.repetition_penalty, "Divides the logits of tokens that were generated; 1 for none");
+  add("--repetition-penalty", o.repetition_penalty,
+      "Divides the logits of tokens that were generated; 1 for none");
   app.add_option("--seed", flags.seed, "The same seed gives the same text; drawn and shown if not given")
       ->group("Sampling");
 }

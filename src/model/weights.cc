@@ -81,8 +81,8 @@ LoadedWeights::LoadedWeights(std::shared_ptr<const Checkpoint> checkpoint, Ops& 
   }
   for (const CatalogTensor& tensor : catalog.tensors()) {
     if (!known.contains(tensor.name)) {
-      fail("{}: tensor {} {} belongs to no RWKV-7 or RWKV-X model of this size", file, printable(tensor.name),
-           tensor.data.shape().str());
+      fail("{}: tensor {} {} belongs to no RWKV-7 or RWKV-X model of this size", file,
+           printable(checkpoint_->file_name_of(tensor.name)), tensor.data.shape().str());
     }
   }
 

@@ -17,17 +17,21 @@ double seconds_since(Clock::time_point start) {
 
 std::string_view name(StopReason reason) {
   switch (reason) {
-    case StopReason::max_tokens: return "max_tokens";
-    case StopReason::end_of_document: return "end_of_document";
-    case StopReason::stop_string: return "stop_string";
-    case StopReason::interrupted: return "interrupted";
+    case StopReason::max_tokens:
+      return "max_tokens";
+    case StopReason::end_of_document:
+      return "end_of_document";
+    case StopReason::stop_string:
+      return "stop_string";
+    case StopReason::interrupted:
+      return "interrupted";
   }
   return "?";
 }
 
-Generation generate(Session& session, const Tokenizer& tokenizer, Sampler& sampler, const GenerationOptions& options,
-                    const std::function<void(std::string_view)>& show, const std::atomic<bool>* interrupted,
-                    const Progress& progress) {
+Generation generate(Session& session, const Tokenizer& tokenizer, Sampler& sampler,
+                    const GenerationOptions& options, const std::function<void(std::string_view)>& show,
+                    const std::atomic<bool>* interrupted, const Progress& progress) {
   Generation result;
   TextStream stream(options.stops);
   Clock::time_point start = Clock::now();

@@ -27,12 +27,12 @@ struct Generation {
   double rest_seconds = 0;      ///< for all the others
 };
 
-/// Samples tokens and appends them to the session until something stops it. `show` gets text as soon as it is certain:
-/// whole UTF-8 characters, never a part of a stop string. `interrupted` (may be null) is looked at between tokens;
-/// `progress` is for the prompt that is pending. The end-of-document token is not appended.
+/// Samples tokens and appends them to the session until something stops it. `show` gets text as soon as it is
+/// certain: whole UTF-8 characters, never a part of a stop string. `interrupted` (may be null) is looked at
+/// between tokens; `progress` is for the prompt that is pending. The end-of-document token is not appended.
 /// Errors: those of Session::logits and Sampler::sample.
-Generation generate(Session& session, const Tokenizer& tokenizer, Sampler& sampler, const GenerationOptions& options,
-                    const std::function<void(std::string_view)>& show, const std::atomic<bool>* interrupted = nullptr,
-                    const Progress& progress = {});
+Generation generate(Session& session, const Tokenizer& tokenizer, Sampler& sampler,
+                    const GenerationOptions& options, const std::function<void(std::string_view)>& show,
+                    const std::atomic<bool>* interrupted = nullptr, const Progress& progress = {});
 
 }  // namespace rwkvx

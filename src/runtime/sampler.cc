@@ -159,9 +159,10 @@ TokenId Sampler::sample(std::span<const float> logits) {
   if (options_.temperature == 0) {
     return static_cast<TokenId>(std::find(logits_.begin(), logits_.end(), max) - logits_.begin());
   }
-  const bool all = options_.top_p == 1 && options_.min_p == 0 &&
-                   (options_.top_k == 0 || static_cast<size_t>(options_.top_k) >= logits.size());
-  return all ? draw_from_all(max) : draw_from_likely(max);
+  if (options_.top_p == 1 && options_.min_p == 0 && options_.top_k == 0)
+    return static_cast<TokenId>(draw(max));
+  keep_likely(max);
+  return ids_[draw(max)];
 }
 
 void Sampler::apply_penalties(std::span<const float> logits) {
@@ -177,7 +178,70 @@ void Sampler::apply_penalties(std::span<const float> logits) {
   }
 }
 
-TokenId Sampler::draw_from_all(float max) {
+/// Step 3: leaves in ids_ and logits_ only the tokens that may be drawn.
+void Sampler::keep_likely(float max) {
+  const double total = weigh(logits_, max, 1.0f, weights_, sums_);
+  const double wanted = options_.top_p < 1 ? static_cast<double>(options_.top_p) * total : kInfinity;
+  const size_t most = options_.top_k > 0 ? static_cast<size_t>(options_.top_k) : logits_.size();
+
+  // A few tokens carry nearly all probability: lower a threshold until everything that can pass lies above
+  // it.
+  constexpr float kStep = 1.0f / 64.0f;
+  float threshold = kStep;
+  while (threshold > options_.min_p && threshold > std::numeric_limits<float>::min()) {
+    const auto [count, sum] = count_and_sum(weights_, threshold);
+    // A hair more than needed, because these sums are rounded more coarsely.
+    if (count >= most || sum >= wanted * (1 + 1e-5)) break;
+    threshold *= kStep;
+  }
+  // Tokens without weight never pass.
+  threshold = std::max({threshold, options_.min_p, std::numeric_limits<float>::min()});
+  candidates_.clear();
+  for (size_t i = 0; i < logits_.size(); ++i) {
+    if (weights_[i] >= threshold) candidates_.push_back({logits_[i], static_cast<TokenId>(i)});
+  }
+
+  const auto more_likely = [](const Candidate& a, const Candidate& b) {
+    return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+  };
+  const auto at = [this](size_t i) { return candidates_.begin() + static_cast<std::ptrdiff_t>(i); };
+  if (candidates_.size() > most) {
+    std::nth_element(at(0), at(most), candidates_.end(), more_likely);
+    candidates_.resize(most);
+  }
+  // Where top-p ends, by halving as quickselect does: [0, first) stays, [last, end) goes, and `before` is the
+  // weight of what stays. Sorting would be slow where the distribution is flat.
+  double before = 0;
+  const auto weight_of = [this](const Candidate& c) {
+    return static_cast<double>(weights_[static_cast<size_t>(c.id)]);
+  };
+  size_t first = 0, last = candidates_.size();
+  while (wanted < kInfinity && last - first > 1) {
+    const size_t middle = first + (last - first) / 2;
+    std::nth_element(at(first), at(middle), at(last), more_likely);
+    double sum = 0;
+    for (size_t i = first; i < middle; ++i) sum += weight_of(candidates_[i]);
+    if (before + sum >= wanted) {
+      last = middle;
+    } else {
+      before += sum;
+      first = middle;
+    }
+  }
+  const Candidate least = *std::max_element(at(0), at(last), more_likely);
+
+  ids_.clear();
+  for (size_t i = 0; i < logits_.size(); ++i) {
+    const Candidate candidate{logits_[i], static_cast<TokenId>(i)};
+    if (more_likely(least, candidate)) continue;
+    logits_[ids_.size()] = candidate.logit;
+    ids_.push_back(candidate.id);
+  }
+  logits_.resize(ids_.size());
+}
+
+/// Step 4: the index of one of logits_.
+size_t Sampler::draw(float max) {
   const double total = weigh(logits_, max, options_.temperature, weights_, sums_);
   while (sums_.back() == 0) sums_.pop_back();
   double left = random_.uniform() * total;
@@ -192,68 +256,7 @@ TokenId Sampler::draw_from_all(float max) {
     if (left < weight) break;
     left -= weight;
   }
-  return static_cast<TokenId>(chosen);
-}
-
-TokenId Sampler::draw_from_likely(float max) {
-  find_likely(max);
-  double total = 0;
-  weights_.clear();
-  for (const Candidate& c : candidates_) {
-    weights_.push_back(exp_of_nonpositive((c.logit - max) / options_.temperature));
-    total += static_cast<double>(weights_.back());
-  }
-  double left = random_.uniform() * total;
-  size_t chosen = 0;
-  while (chosen + 1 < candidates_.size() && left >= static_cast<double>(weights_[chosen])) {
-    left -= static_cast<double>(weights_[chosen++]);
-  }
-  // Rounding: never a token without weight. The first one weighs 1.
-  while (weights_[chosen] == 0) --chosen;
-  return candidates_[chosen].id;
-}
-
-/// Fills candidates_ with the tokens that pass step 3, most likely first.
-void Sampler::find_likely(float max) {
-  const double total = weigh(logits_, max, 1.0f, weights_, sums_);
-  const double wanted = options_.top_p < 1 ? static_cast<double>(options_.top_p) * total : kInfinity;
-  const size_t most = options_.top_k > 0 ? static_cast<size_t>(options_.top_k) : logits_.size();
-
-  // Sorting the whole vocabulary is slow, and a few tokens carry nearly all probability: lower a threshold
-  // until everything that can pass lies above it.
-  constexpr float kStep = 1.0f / 64.0f;
-  float threshold = kStep;
-  while (threshold > options_.min_p && threshold > std::numeric_limits<float>::min()) {
-    const auto [count, sum] = count_and_sum(weights_, threshold);
-    // A hair more than needed, because these sums are rounded more coarsely.
-    if (count >= most || sum >= wanted * (1 + 1e-5)) break;
-    threshold *= kStep;
-  }
-  threshold = std::max(threshold, std::numeric_limits<float>::min());  // tokens without weight never pass
-
-  candidates_.clear();
-  for (size_t i = 0; i < logits_.size(); ++i) {
-    if (weights_[i] >= threshold) candidates_.push_back({logits_[i], static_cast<TokenId>(i)});
-  }
-  const auto more_likely = [](const Candidate& a, const Candidate& b) {
-    return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
-  };
-  if (candidates_.size() > most) {
-    const auto end = candidates_.begin() + static_cast<std::ptrdiff_t>(most);
-    std::nth_element(candidates_.begin(), end, candidates_.end(), more_likely);
-    candidates_.erase(end, candidates_.end());
-  }
-  std::sort(candidates_.begin(), candidates_.end(), more_likely);
-
-  double before = 0;  // the probability of the more likely ones, times total
-  size_t kept = 0;
-  for (const Candidate& c : candidates_) {
-    const float weight = weights_[static_cast<size_t>(c.id)];
-    if (kept > 0 && (before >= wanted || weight < options_.min_p)) break;
-    before += static_cast<double>(weight);
-    ++kept;
-  }
-  candidates_.resize(kept);
+  return chosen;
 }
 
 void Sampler::accept(TokenId id) {

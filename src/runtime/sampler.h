@@ -66,16 +66,16 @@ class Sampler {
     TokenId id;
   };
   void apply_penalties(std::span<const float> logits);
-  TokenId draw_from_all(float max_logit);
-  TokenId draw_from_likely(float max_logit);
-  void find_likely(float max_logit);
+  void keep_likely(float max_logit);
+  size_t draw(float max_logit);
 
   SamplerOptions options_;
   Random random_;
   std::vector<std::pair<TokenId, float>> seen_;  ///< accepted tokens by rising id, with their decayed counts
 
   // Reused from call to call.
-  std::vector<float> logits_;   ///< with penalties  [vocab]
+  std::vector<float> logits_;   ///< with penalties; after keep_likely only those of ids_  [vocab]
+  std::vector<TokenId> ids_;    ///< the tokens that keep_likely kept, rising
   std::vector<float> weights_;  ///< exp of logits_ below their maximum  [vocab]
   std::vector<double> sums_;    ///< of blocks of weights_
   std::vector<Candidate> candidates_;

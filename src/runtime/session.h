@@ -32,11 +32,12 @@ class Session {
   Session fork() const;
   void reset();
 
-  /// Consumes all pending tokens but the last, so that what is saved or forked next is ready to continue from.
+  /// Consumes all pending tokens but the last, so that what is saved or forked next is ready to continue
+  /// from.
   void settle(const Progress& progress = {}) { consume(1, progress); }
 
-  /// The state, the pending tokens and `extra` (any JSON text), bound to the model. Computes nothing: an interrupted
-  /// prompt goes on where it stopped. Errors: those of save_state.
+  /// The state, the pending tokens and `extra` (any JSON text), bound to the model. Computes nothing: an
+  /// interrupted prompt goes on where it stopped. Errors: those of save_state.
   void save(const Path& path, std::string_view extra) const;
   /// Replaces this session; returns `extra`. Errors: those of load_state; the session is then unchanged.
   std::string load(const Path& path);

@@ -40,8 +40,9 @@ TEST(RealFiles, GgufOfLlamaCpp) {
   ASSERT_NE(gguf.number("rwkv7.block_count"), nullptr);
   EXPECT_EQ(*gguf.number("rwkv7.block_count"), 12u);
   EXPECT_EQ(gguf.number("rwkv7.no_such_key"), nullptr);
-  EXPECT_THAT([&] { gguf.number("general.architecture"); },
-              testing::ThrowsMessage<std::runtime_error>(testing::HasSubstr("is text instead of a whole number")));
+  EXPECT_THAT(
+      [&] { gguf.number("general.architecture"); },
+      testing::ThrowsMessage<std::runtime_error>(testing::HasSubstr("is text instead of a whole number")));
   const CatalogTensor* embedding = gguf.find("token_embd.weight");
   ASSERT_NE(embedding, nullptr);
   EXPECT_EQ(embedding->data.shape(), (Shape{256, 64}));

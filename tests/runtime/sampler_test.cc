@@ -10,11 +10,12 @@
 #include <numeric>
 #include <set>
 
-#include "base/error.h"
+#include "error_of.h"
 
 namespace rwkvx {
 namespace {
 
+using testing::error_of;
 using ::testing::HasSubstr;
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
@@ -30,16 +31,6 @@ SamplerOptions greedy() {
   SamplerOptions options;
   options.temperature = 0;
   return options;
-}
-
-template <typename Function>
-std::string error_of(Function function) {
-  try {
-    function();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
 }
 
 std::vector<float> random_logits(uint64_t seed, size_t size, double spread) {

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "error_of.h"
 #include "tokenizer/tokenizer.h"
 
 namespace rwkvx::testing {
@@ -47,17 +48,6 @@ inline std::vector<TokenId> naive_encode(const std::vector<std::string>& tokens,
     text.remove_prefix(tokens[best].size());
   }
   return ids;
-}
-
-/// The message of the Error that `function` throws, empty when it throws none.
-template <typename Function>
-std::string error_of(Function function) {
-  try {
-    function();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "";
 }
 
 }  // namespace rwkvx::testing
