@@ -49,12 +49,22 @@ MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(const_cast<std::byte*>(data_), size_);
 }
 
-AtomicFile::AtomicFile(const Path& target) : target_(target) {
+AtomicFile::AtomicFile(const Path& target) : target_(target), destination_(target) {
   static std::atomic<unsigned> serial{0};
-  temporary_ = target;
+  struct stat before {};
+  const bool replaces = ::stat(target.c_str(), &before) == 0;
+  if (replaces && S_ISDIR(before.st_mode)) fail("{} is a directory; name a file in it", target.string());
+  // Renaming would put a file in the place of a device.
+  if (replaces && !S_ISREG(before.st_mode))
+    fail("{} is not a regular file; write to a file instead", target.string());
+  std::error_code ignored;  // a name that cannot be resolved is tried as it is
+  if (Path resolved = std::filesystem::canonical(target, ignored); !ignored)
+    destination_ = std::move(resolved);
+  temporary_ = destination_;
   temporary_ += fmt::format(".part-{}-{}", ::getpid(), serial++);
   fd_ = ::open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (fd_ < 0) fail("cannot write {}: {}", target.string(), std::strerror(errno));
+  if (replaces) static_cast<void>(::fchmod(fd_, before.st_mode & 0777));
 }
 
 AtomicFile::~AtomicFile() {
@@ -114,7 +124,7 @@ void AtomicFile::commit() {
   flush();
   if (::fsync(fd_) != 0)
     fail("cannot write {}: {}; the file was left as it was", target_.string(), std::strerror(errno));
-  if (::rename(temporary_.c_str(), target_.c_str()) != 0) {
+  if (::rename(temporary_.c_str(), destination_.c_str()) != 0) {
     fail("cannot replace {}: {}", target_.string(), std::strerror(errno));
   }
   ::close(fd_);

@@ -34,9 +34,10 @@ class MappedFile {
 
 /// Writes beside the target and renames into place at commit(), so that a crash or an error never leaves half
 /// a file under the real name. Destroyed without commit: the temporary file is removed and the target
-/// untouched.
+/// untouched. A file that is replaced keeps its permissions; a symbolic link stays one.
 class AtomicFile {
  public:
+  /// Errors: a folder that is not there or not writable; a target that is no regular file (a device, a pipe).
   explicit AtomicFile(const Path& target);
   ~AtomicFile();
   AtomicFile(const AtomicFile&) = delete;
@@ -54,7 +55,7 @@ class AtomicFile {
 
  private:
   void flush();
-  Path target_, temporary_;
+  Path target_, destination_, temporary_;  // as named; with links resolved; beside that
   int fd_ = -1;
   uint64_t size_ = 0;
   std::string pending_;

@@ -166,16 +166,39 @@ TEST_F(AtomicFileTest, ErrorsNameTheTarget) {
               AllOf(HasSubstr(path.string()), HasSubstr("No such file")));
 }
 
-TEST_F(AtomicFileTest, DoesNotReplaceAFolder) {
+TEST_F(AtomicFileTest, DoesNotReplaceWhatIsNoRegularFile) {
   std::filesystem::create_directory(folder_ / "out");
   write("out/inside", "kept");
-  {
-    AtomicFile file(folder_ / "out");
-    file.write("x");
-    EXPECT_THAT(message_of([&] { file.commit(); }), HasSubstr((folder_ / "out").string()));
+  ASSERT_EQ(::mkfifo((folder_ / "pipe").c_str(), 0600), 0);
+  std::filesystem::create_symlink("/dev/null", folder_ / "device");
+  for (const char* name : {"out", "pipe", "device"}) {
+    EXPECT_THAT(message_of([&] { AtomicFile file(folder_ / name); }), HasSubstr((folder_ / name).string()));
   }
   EXPECT_EQ(read_file(folder_ / "out" / "inside"), "kept");
-  EXPECT_EQ(entries(), 1u);
+  EXPECT_TRUE(std::filesystem::is_fifo(folder_ / "pipe"));
+  EXPECT_TRUE(std::filesystem::is_symlink(folder_ / "device"));
+  EXPECT_EQ(entries(), 3u);
+}
+
+TEST_F(AtomicFileTest, ReplacesWhatASymbolicLinkPointsTo) {
+  std::filesystem::create_directory(folder_ / "elsewhere");
+  write("elsewhere/real", "before");
+  std::filesystem::create_symlink("elsewhere/real", folder_ / "link");
+  AtomicFile file(folder_ / "link");
+  file.write("after");
+  file.commit();
+  EXPECT_TRUE(std::filesystem::is_symlink(folder_ / "link"));
+  EXPECT_EQ(read_file(folder_ / "elsewhere" / "real"), "after");
+}
+
+TEST_F(AtomicFileTest, KeepsThePermissionsOfWhatItReplaces) {
+  namespace fs = std::filesystem;
+  const Path path = write("out", "before");
+  fs::permissions(path, fs::perms::owner_read | fs::perms::owner_write);
+  AtomicFile file(path);
+  file.write("after");
+  file.commit();
+  EXPECT_EQ(fs::status(path).permissions(), fs::perms::owner_read | fs::perms::owner_write);
 }
 
 /// Lets no file of this process grow beyond a size, which fails writes as a full disk does.

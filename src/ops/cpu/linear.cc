@@ -43,7 +43,7 @@ void Linear::run_few(std::span<const LinearCall> calls) {
     input += call.x.dim(0) * padded(call);
   }
   constexpr uint64_t kWorthThreads = 256 << 10;  // bytes: some 10 µs of one core
-  parallel_tasks(threads_, tasks, weight_bytes >= kWorthThreads, [&](int64_t task) {
+  parallel_tasks(threads_, tasks, weight_bytes >= kWorthThreads, [&](int64_t task, int) {
     const float* x = inputs;
     for (const LinearCall& call : calls) {
       if (!few(call)) continue;

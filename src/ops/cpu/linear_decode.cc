@@ -56,41 +56,42 @@ void spread_input(const LinearCall& call, int64_t first_row, int64_t rows, int64
 }
 
 /// sums[r · sums_stride + o] = weight row o · x row r, for kOuts weight rows at once: each is read once for
-/// all rows of x.
-template <int kOuts, int kRows, typename T>
-HWY_INLINE void dot_rows(const T* weight, int64_t in, const float* x, int64_t padded, float* sums,
-                         int64_t sums_stride) {
+/// all rows of x. `count` is a multiple of kStep. Adds to sums when kAdd.
+template <int kOuts, int kRows, bool kAdd, typename T>
+HWY_INLINE void dot_rows(const T* weight, int64_t stride, int64_t count, const float* x, int64_t padded,
+                         float* sums, int64_t sums_stride) {
   V sum[kOuts][kRows];
-  for (int o = 0; o < kOuts; ++o) {
-    for (int r = 0; r < kRows; ++r) sum[o][r] = zero();
+  RWKVX_UNROLL for (int o = 0; o < kOuts; ++o) {
+    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) sum[o][r] = zero();
   }
-  int64_t i = 0;
-  for (; i + kStep <= in; i += kStep) {
+  for (int64_t i = 0; i < count; i += kStep) {
     V low[kOuts], high[kOuts];
-    for (int o = 0; o < kOuts; ++o) load_step(weight + o * in + i, low[o], high[o]);
-    for (int r = 0; r < kRows; ++r) {
+    RWKVX_UNROLL for (int o = 0; o < kOuts; ++o) load_step(weight + o * stride + i, low[o], high[o]);
+    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
       const V x_low = hn::Load(F(), x + r * padded + i), x_high = hn::Load(F(), x + r * padded + i + kLanes);
-      for (int o = 0; o < kOuts; ++o) {
+      RWKVX_UNROLL for (int o = 0; o < kOuts; ++o) {
         sum[o][r] = hn::MulAdd(low[o], x_low, sum[o][r]);
         sum[o][r] = hn::MulAdd(high[o], x_high, sum[o][r]);
       }
     }
   }
-  if (i < in) {
-    for (int o = 0; o < kOuts; ++o) {
-      T tail[kStep] = {};
-      std::copy(weight + o * in + i, weight + o * in + in, tail);
-      V low, high;
-      load_step(tail, low, high);
-      for (int r = 0; r < kRows; ++r) {
-        sum[o][r] = hn::MulAdd(low, hn::Load(F(), x + r * padded + i), sum[o][r]);
-        sum[o][r] = hn::MulAdd(high, hn::Load(F(), x + r * padded + i + kLanes), sum[o][r]);
-      }
+  RWKVX_UNROLL for (int o = 0; o < kOuts; ++o) {
+    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
+      float& to = sums[r * sums_stride + o];
+      to = (kAdd ? to : 0.0f) + sum_of_lanes(sum[o][r]);
     }
   }
-  for (int o = 0; o < kOuts; ++o) {
-    for (int r = 0; r < kRows; ++r) sums[r * sums_stride + o] = sum_of_lanes(sum[o][r]);
-  }
+}
+
+template <int kOuts, int kRows, typename T>
+HWY_INLINE void dot_rows_and_tail(const T* weight, int64_t in, const float* x, int64_t padded, float* sums,
+                                  int64_t sums_stride) {
+  const int64_t whole = in / kStep * kStep;
+  dot_rows<kOuts, kRows, false>(weight, in, whole, x, padded, sums, sums_stride);
+  if (whole == in) return;
+  T tail[kOuts * kStep] = {};
+  for (int o = 0; o < kOuts; ++o) std::copy(weight + o * in + whole, weight + (o + 1) * in, tail + o * kStep);
+  dot_rows<kOuts, kRows, true>(tail, kStep, kStep, x + whole, padded, sums, sums_stride);
 }
 
 template <int kRows, typename T>
@@ -99,9 +100,9 @@ HWY_INLINE void dot_block(const T* weight, int64_t in, int64_t outs, const float
   constexpr int kOuts = kRows <= 2 ? 4 : 2;  // as many as there are registers for
   int64_t o = 0;
   for (; o + kOuts <= outs; o += kOuts) {
-    dot_rows<kOuts, kRows>(weight + o * in, in, x, padded, sums + o, sums_stride);
+    dot_rows_and_tail<kOuts, kRows>(weight + o * in, in, x, padded, sums + o, sums_stride);
   }
-  for (; o < outs; ++o) dot_rows<1, kRows>(weight + o * in, in, x, padded, sums + o, sums_stride);
+  for (; o < outs; ++o) dot_rows_and_tail<1, kRows>(weight + o * in, in, x, padded, sums + o, sums_stride);
 }
 
 template <typename T>
