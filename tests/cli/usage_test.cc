@@ -101,7 +101,7 @@ TEST_F(UsageTest, FilesThatAreNoModels) {
                     gguf = read_file(proto_);
   const std::vector<std::string> files{
       file("none"),
-      folder_.files().empty() ? std::filesystem::path(file("none")).parent_path().string() : "",
+      Path(file("none")).parent_path().string(),
       with("empty", ""),
       with("noise", noise),
       with("text.gguf", "GGUF"),
