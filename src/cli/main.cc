@@ -11,7 +11,9 @@ int main(int argc, char** argv) {
   CLI::App app{"rwkvx: runs RWKV-7 and RWKV-X language models", "rwkvx"};
   app.require_subcommand(1);
   app.set_version_flag("--version", RWKVX_VERSION);
-  app.failure_message(CLI::FailureMessage::simple);
+  app.failure_message([](const CLI::App*, const CLI::Error& error) {
+    return fmt::format("rwkvx: {} (rwkvx --help, rwkvx COMMAND --help)\n", error.what());
+  });
   cli::add_info(app);
   cli::add_generate(app);
   cli::add_chat(app);

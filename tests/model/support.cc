@@ -138,6 +138,25 @@ Distance distance(std::span<const float> got, std::span<const float> expected) {
   return d;
 }
 
+double row_error(std::span<const float> got, std::span<const float> expected, size_t width, double share) {
+  if (!std::isfinite(distance(got, expected).max)) return std::numeric_limits<double>::infinity();
+  std::vector<double> errors;
+  double squares = 0;
+  for (size_t row = 0; row < got.size(); row += width) {
+    double sum = 0;
+    for (size_t i = row; i < row + width; ++i) {
+      const double g = got[i], e = expected[i];
+      sum += (g - e) * (g - e);
+      squares += e * e;
+    }
+    errors.push_back(sum);
+  }
+  std::sort(errors.begin(), errors.end());
+  const auto rows = static_cast<double>(errors.size());
+  const double mean = squares / rows;
+  return std::sqrt(errors[static_cast<size_t>(std::ceil(share * rows)) - 1] / mean);
+}
+
 std::span<const float> floats(const Buffer& buffer) {
   return {buffer.as<float>(), static_cast<size_t>(buffer.view().elements())};
 }
