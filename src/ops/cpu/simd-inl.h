@@ -42,8 +42,24 @@ HWY_INLINE V load(const BFloat16* p) {
   return hn::BitCast(F(), hn::ShiftLeft<16>(hn::PromoteTo(u32, bits)));
 }
 HWY_INLINE V load(const Float16* p) {
+#if HWY_TARGET == HWY_SSE4
+  // Without instructions for it, and Highway's replacement makes numbers of infinity and NaN. The exponent is
+  // moved up by a multiplication, which makes subnormal numbers right too.
+  const hn::Rebind<uint16_t, F> u16;
+  const hn::Rebind<uint32_t, F> u32;
+  const hn::Rebind<int32_t, F> i32;
+  const auto bits = hn::PromoteTo(u32, hn::LoadU(u16, reinterpret_cast<const uint16_t*>(p)));
+  const auto magnitude = hn::And(bits, hn::Set(u32, 0x7fff));
+  const auto sign = hn::ShiftLeft<16>(hn::Sub(bits, magnitude));
+  const auto shifted = hn::ShiftLeft<13>(magnitude);
+  const auto number = hn::BitCast(u32, hn::Mul(hn::BitCast(F(), shifted), hn::Set(F(), 0x1p112f)));
+  const auto infinite = hn::Gt(hn::BitCast(i32, magnitude), hn::Set(i32, 0x7bff));
+  const auto other = hn::Or(shifted, hn::Set(u32, 0x7f800000));
+  return hn::BitCast(F(), hn::Or(sign, hn::IfThenElse(hn::RebindMask(u32, infinite), other, number)));
+#else
   const hn::Rebind<hwy::float16_t, F> f16;
   return hn::PromoteTo(F(), hn::LoadU(f16, reinterpret_cast<const hwy::float16_t*>(p)));
+#endif
 }
 
 HWY_INLINE void store(V v, float* p) { hn::StoreU(v, F(), p); }
