@@ -28,7 +28,7 @@ void read_numbers(ByteReader& in, uint64_t count, std::vector<Element>& out) {
     if constexpr (std::is_same_v<T, uint64_t>) {
       if (value > INT64_MAX) fail("{}: a metadata array holds {}, which is too large", in.where(), value);
     }
-    out[i] = static_cast<Element>(value);
+    out[i] = static_cast<Element>(value);  // NOLINT(bugprone-signed-char-misuse): int8_t is a number here
   }
 }
 

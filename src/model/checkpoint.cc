@@ -21,7 +21,7 @@ int64_t highest_index(const Catalog& catalog, std::string_view prefix) {
   return highest;
 }
 
-/// What a file that is no RWKV-7 looks like, from its tensor names.
+/// What a file that is no RWKV-7 looks like, from its tensor names; empty when it does look like one.
 std::string looks_like(const Catalog& catalog) {
   for (const CatalogTensor& tensor : catalog.tensors()) {
     if (tensor.name.find("time_maa_") != std::string::npos) return "an RWKV-6 model";
@@ -32,17 +32,22 @@ std::string looks_like(const Catalog& catalog) {
     if (tensor.name.find("self_attn") != std::string::npos) return "a transformer";
   }
   if (catalog.tensors().empty()) return "a file without tensors";
+  if (catalog.find("emb.weight") != nullptr && catalog.find("blocks.0.ln1.weight") != nullptr) return "";
   return fmt::format("a file whose first tensor is '{}'", printable(catalog.tensors().front().name));
 }
 
-const CatalogTensor& needed(const Catalog& catalog, std::string_view name, int rank) {
+const CatalogTensor& needed(const Checkpoint& checkpoint, const std::string& name, int rank) {
+  const Catalog& catalog = checkpoint.catalog;
   const CatalogTensor* tensor = catalog.find(name);
+  const std::string shown = checkpoint.file_name_of(name);
   if (tensor == nullptr) {
-    fail("{}: no tensor {}: this looks like {}, not like RWKV-7 or RWKV-X", catalog.path.string(), name,
-         looks_like(catalog));
+    const std::string other = looks_like(catalog);
+    if (other.empty()) fail("{}: tensor {} is missing", catalog.path.string(), shown);
+    fail("{}: no tensor {}: this looks like {}, not like RWKV-7 or RWKV-X", catalog.path.string(), shown,
+         other);
   }
   if (tensor->data.shape().rank() != rank) {
-    fail("{}: tensor {} has shape {}; {} dimensions are needed", catalog.path.string(), name,
+    fail("{}: tensor {} has shape {}; {} dimensions are needed", catalog.path.string(), shown,
          tensor->data.shape().str(), rank);
   }
   return *tensor;
@@ -75,27 +80,32 @@ void check_chunk_settings(const ModelConfig& config, const Path& path) {
   }
 }
 
-ModelConfig find_config(const Catalog& catalog) {
+ModelConfig find_config(const Checkpoint& checkpoint) {
+  const Catalog& catalog = checkpoint.catalog;
   ModelConfig config;
-  const ConstView embedding = needed(catalog, "emb.weight", 2).data;
+  const ConstView embedding = needed(checkpoint, "emb.weight", 2).data;
   config.vocab = embedding.dim(0);
   config.channels = embedding.dim(1);
-  config.layers = highest_index(catalog, "blocks.") + 1;
-  config.sparse_blocks = highest_index(catalog, "moba.") + 1;
   const auto count = static_cast<int64_t>(catalog.tensors().size());
-  if (config.layers > count || config.sparse_blocks > count) {
-    fail("{}: block {} is numbered beyond the {} tensors that the file holds", catalog.path.string(),
-         std::max(config.layers, config.sparse_blocks) - 1, count);
-  }
+  const auto blocks = [&](std::string_view prefix) {
+    const int64_t last = highest_index(catalog, prefix);
+    if (last >= count) {
+      fail("{}: block {}{} is numbered beyond the {} tensors that the file holds", catalog.path.string(),
+           prefix, last, count);
+    }
+    return last + 1;
+  };
+  config.layers = blocks("blocks.");
+  config.sparse_blocks = blocks("moba.");
   if (config.sparse_blocks > config.layers) {
     fail("{}: {} sparse blocks among {} RWKV-7 blocks; there cannot be more sparse blocks than others",
          catalog.path.string(), config.sparse_blocks, config.layers);
   }
-  config.decay_rank = needed(catalog, "blocks.0.att.w1", 2).data.dim(0);
-  config.rate_rank = needed(catalog, "blocks.0.att.a1", 2).data.dim(0);
-  config.gate_rank = needed(catalog, "blocks.0.att.g1", 2).data.dim(0);
-  config.value_rank = config.layers > 1 ? needed(catalog, "blocks.1.att.v1", 2).data.dim(0) : 0;
-  config.ffn = needed(catalog, "blocks.0.ffn.key.weight", 2).data.dim(0);
+  config.decay_rank = needed(checkpoint, "blocks.0.att.w1", 2).data.dim(0);
+  config.rate_rank = needed(checkpoint, "blocks.0.att.a1", 2).data.dim(0);
+  config.gate_rank = needed(checkpoint, "blocks.0.att.g1", 2).data.dim(0);
+  config.value_rank = config.layers > 1 ? needed(checkpoint, "blocks.1.att.v1", 2).data.dim(0) : 0;
+  config.ffn = needed(checkpoint, "blocks.0.ffn.key.weight", 2).data.dim(0);
   if (config.channels < 64 || config.channels % 64 != 0) {
     fail("{}: {} channels; RWKV-7 has a multiple of 64 (tensor emb.weight is {})", catalog.path.string(),
          config.channels, embedding.shape().str());
@@ -144,10 +154,8 @@ std::string_view name(Dialect dialect) {
 
 std::string Checkpoint::file_name_of(const std::string& canonical) const {
   if (dialect == Dialect::gguf) return dialects::gguf_name(canonical);
-  if (dialect == Dialect::rwkv && config.sparse_blocks > 0 && !canonical.starts_with("moba.")) {
-    return "rwkv." + canonical;
-  }
-  return canonical;
+  if (dialect == Dialect::fla) return dialects::fla_name(canonical);
+  return prefixed && !canonical.starts_with("moba.") ? "rwkv." + canonical : canonical;
 }
 
 std::shared_ptr<const Checkpoint> open_checkpoint(const Path& path, const CheckpointOptions& options) {
@@ -166,11 +174,12 @@ std::shared_ptr<const Checkpoint> open_checkpoint(const Path& path, const Checkp
     checkpoint->catalog = dialects::canonical_fla(std::move(file));
   } else {
     checkpoint->dialect = Dialect::rwkv;
+    checkpoint->prefixed = file.find("rwkv.emb.weight") != nullptr;
     checkpoint->catalog = dialects::canonical_rwkv(std::move(file));
   }
   ModelConfig& config = checkpoint->config;
   const Catalog& catalog = checkpoint->catalog;
-  config = find_config(catalog);
+  config = find_config(*checkpoint);
   const auto chunk = recorded(catalog, kChunkSizeKey), top_k = recorded(catalog, kTopKKey);
   checkpoint->chunk_settings_recorded = chunk && top_k;
   config.chunk_size = options.chunk_size.value_or(chunk.value_or(config.chunk_size));

@@ -31,6 +31,7 @@ struct EmbeddedVocabulary {
 struct Checkpoint {
   ModelConfig config;
   Dialect dialect = Dialect::rwkv;
+  bool prefixed = false;                 ///< the file's names begin with `rwkv.` (RWKV-X)
   bool chunk_settings_recorded = false;  ///< the file says chunk size and top-k
   std::optional<EmbeddedVocabulary> vocabulary;
   Catalog catalog;  ///< canonical names; views into the file or into memory it keeps

@@ -98,14 +98,7 @@ class Exporter {
   const ModelConfig& config() const { return checkpoint_.config; }
   DType type_of(const ConstView& data) const { return options_.dtype.value_or(data.dtype()); }
 
-  ConstView find(const TensorSpec& spec) const {
-    const CatalogTensor* tensor = checkpoint_.catalog.find(spec.name);
-    if (tensor == nullptr || tensor->data.elements() != spec.shape.elements()) {
-      fail("{}: tensor {} is missing or misshaped", checkpoint_.path().string(),
-           checkpoint_.file_name_of(spec.name));
-    }
-    return tensor->data;
-  }
+  ConstView find(const TensorSpec& spec) const { return checkpoint_.catalog.find(spec.name)->data; }
 
   ConstView converted(ConstView data, DType dtype, const std::string& name, bool turned) {
     if (data.dtype() != dtype) {
@@ -172,6 +165,14 @@ class Exporter {
 
 void write_checkpoint(const Checkpoint& checkpoint, const Path& path, const WriteOptions& options,
                       const Progress& progress) {
+  check_tensors(checkpoint);
+  for (const TensorSpec& spec : tensor_list(checkpoint.config)) {
+    const DType dtype = checkpoint.catalog.find(spec.name)->data.dtype();
+    if (!is_float(dtype)) {
+      fail("{}: tensor {} is of type {}; only f32, f64, bf16 and f16 can be written",
+           checkpoint.path().string(), checkpoint.file_name_of(spec.name), name(dtype));
+    }
+  }
   Exporter exporter(checkpoint, options);
   const ModelConfig& c = checkpoint.config;
   switch (options.format) {

@@ -15,7 +15,7 @@ struct WriteOptions {
 
 /// Writes a checkpoint in another format: `.pth` and `.safetensors` with the names and shapes of RWKV-LM and
 /// RWKV-X, GGUF with llama.cpp's for plain RWKV-7 (it runs there) and architecture `rwkvx` for hybrids.
-/// docs/formats.md. Errors: a missing or misshaped tensor; values that the type cannot hold (f16), by name.
+/// docs/formats.md. Errors: those of check_tensors; values that the type cannot hold (f16), by name.
 void write_checkpoint(const Checkpoint& checkpoint, const Path& path, const WriteOptions& options,
                       const Progress& progress = {});
 

@@ -12,7 +12,8 @@ namespace rwkvx {
 namespace {
 
 constexpr std::string_view kMagic = "RWKVXST\x01";
-constexpr uint64_t kFixedBytes = 8 + 8 + 8;  // magic, header length, checksum
+constexpr uint64_t kLargest = uint64_t{1} << 62;  // number in a header
+constexpr uint64_t kFixedBytes = 8 + 8 + 8;       // magic, header length, checksum
 
 /// What the header says; also the only place that knows the order of the payload.
 struct Header {
@@ -39,8 +40,14 @@ nlohmann::json to_json(const Header& h) {
 Header parse_header(std::string_view text, const std::string& file) {
   try {
     const nlohmann::json json = nlohmann::json::parse(text);
-    if (json.at("format").get<int>() != 1)
-      fail("{}: written by a newer rwkvx; update rwkvx to read it", file);
+    const auto number = [&](const char* key) {
+      const nlohmann::json& value = json.at(key);
+      if (!value.is_number_integer() || (value.is_number_unsigned() && value.get<uint64_t>() > kLargest)) {
+        fail("{}: the state file's header is damaged", file);
+      }
+      return value.get<int64_t>();
+    };
+    if (number("format") != 1) fail("{}: written by a newer rwkvx; update rwkvx to read it", file);
     Header h;
     const auto dtype = [&](const char* key) {
       const auto found = dtype_named(json.at(key).get<std::string>());
@@ -48,13 +55,13 @@ Header parse_header(std::string_view text, const std::string& file) {
       return *found;
     };
     h.fingerprint = std::stoull(json.at("model").get<std::string>(), nullptr, 16);
-    h.position = json.at("position").get<int64_t>();
+    h.position = number("position");
     h.real = dtype("real");
     h.kv = dtype("kv");
-    h.layers = json.at("layers").get<int64_t>();
-    h.sparse_blocks = json.at("sparse_blocks").get<int64_t>();
-    h.channels = json.at("channels").get<int64_t>();
-    h.chunk_size = json.at("chunk_size").get<int64_t>();
+    h.layers = number("layers");
+    h.sparse_blocks = number("sparse_blocks");
+    h.channels = number("channels");
+    h.chunk_size = number("chunk_size");
     h.extra = json.at("extra").get<std::string>();
     return h;
   } catch (const nlohmann::json::exception&) {
@@ -186,10 +193,11 @@ std::string load_state(const Path& path, State& state, uint64_t fingerprint) {
   Buffer recurrent(ops.real(), loaded.recurrent().shape());
   reader.take_as(h.real, recurrent);
   ops.upload(recurrent.view().raw(), loaded.recurrent().data());
-  const int64_t rows_of_all =
-      static_cast<int64_t>(bytes.size());  // every stored token takes more than one byte
-  if (c.sparse_blocks > 0 && h.position > rows_of_all)
+  // Before room is made for what the header claims.
+  const uint64_t token_bytes = 2 * static_cast<uint64_t>(c.sparse_blocks) * bytes_of(h.kv, c.channels);
+  if (token_bytes > 0 && static_cast<uint64_t>(h.position) > bytes.size() / token_bytes) {
     fail("{}: the state file is shorter than its header says", file);
+  }
   for (int64_t j = 0; j < c.sparse_blocks; ++j) {
     KvStore& store = loaded.kv(j);
     if (h.position > 0) store.extend(h.position);

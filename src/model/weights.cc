@@ -53,39 +53,47 @@ std::vector<TensorSpec> tensor_list(const ModelConfig& config) {
   return list;
 }
 
-LoadedWeights::LoadedWeights(std::shared_ptr<const Checkpoint> checkpoint, Ops& ops)
-    : checkpoint_(std::move(checkpoint)), weights_(empty_weights(config())) {
-  const Catalog& catalog = checkpoint_->catalog;
+void check_tensors(const Checkpoint& checkpoint) {
+  const Catalog& catalog = checkpoint.catalog;
   const std::string file = catalog.path.string();
-  const std::vector<TensorSpec> list = tensor_list(config());
-
+  const std::vector<TensorSpec> list = tensor_list(checkpoint.config);
   std::unordered_set<std::string_view> known;
-  int64_t vector_elements = 0;
   for (const TensorSpec& spec : list) {
     known.insert(spec.name);
     const CatalogTensor* tensor = catalog.find(spec.name);
-    const std::string shown = checkpoint_->file_name_of(spec.name);
-    const Shape shown_shape = checkpoint_->dialect == Dialect::rwkv ? public_shape(spec) : spec.shape;
+    const std::string shown = checkpoint.file_name_of(spec.name);
+    const Shape shown_shape = checkpoint.dialect == Dialect::rwkv ? public_shape(spec) : spec.shape;
     if (tensor == nullptr) fail("{}: tensor {} {} is missing", file, shown, shown_shape.str());
     if (!shape_fits(spec, tensor->data.shape())) {
       const Shape& found = tensor->data.shape();
       const bool turned =
-          checkpoint_->dialect == Dialect::rwkv && spec.role == Role::low_rank && found.rank() == 2;
+          checkpoint.dialect == Dialect::rwkv && spec.role == Role::low_rank && found.rank() == 2;
       fail("{}: tensor {} has shape {}, but {} is needed beside the file's other tensors", file, shown,
            turned ? Shape{found[1], found[0]}.str() : found.str(), shown_shape.str());
     }
-    if (!is_matrix(spec.role) && !is_float(tensor->data.dtype())) {
+    const bool multiplied =
+        is_matrix(spec.role) && spec.role != Role::embedding;  // types are prepare()'s to judge
+    if (!multiplied && !is_float(tensor->data.dtype())) {
       fail("{}: tensor {} is of type {}; a float type is needed", file, shown, name(tensor->data.dtype()));
     }
-    if (!is_matrix(spec.role)) vector_elements += spec.shape.elements();
   }
   for (const CatalogTensor& tensor : catalog.tensors()) {
     if (!known.contains(tensor.name)) {
-      fail("{}: tensor {} {} belongs to no RWKV-7 or RWKV-X model of this size", file, printable(tensor.name),
-           tensor.data.shape().str());
+      fail("{}: tensor {} {} belongs to no RWKV-7 or RWKV-X model of this size", file,
+           printable(checkpoint.file_name_of(tensor.name)), tensor.data.shape().str());
     }
   }
+}
 
+LoadedWeights::LoadedWeights(std::shared_ptr<const Checkpoint> checkpoint, Ops& ops)
+    : checkpoint_(std::move(checkpoint)), weights_(empty_weights(config())) {
+  check_tensors(*checkpoint_);
+  const Catalog& catalog = checkpoint_->catalog;
+  const std::string file = catalog.path.string();
+  int64_t vector_elements = 0;
+  for (const TensorSpec& spec : tensor_list(config())) {
+    if (!is_matrix(spec.role)) vector_elements += spec.shape.elements();
+  }
   vectors_ = Buffer(ops.real(), {vector_elements}, ops.allocator());
   Buffer host(ops.real(), {vector_elements});
   int64_t used = 0;
@@ -94,7 +102,11 @@ LoadedWeights::LoadedWeights(std::shared_ptr<const Checkpoint> checkpoint, Ops& 
     const ConstView data = catalog.find(spec.name)->data;
     if (not_finite.empty() && count_not_finite(data) > 0) not_finite = spec.name;
     if constexpr (std::is_same_v<std::decay_t<decltype(slot)>, Matrix>) {
-      slot = ops.prepare(data);
+      try {
+        slot = ops.prepare(data);
+      } catch (const Error& error) {
+        fail("{}: tensor {}: {}", file, checkpoint_->file_name_of(spec.name), error.what());
+      }
     } else if (spec.role == Role::embedding) {
       slot = data;
     } else {

@@ -88,9 +88,13 @@ struct Weights {
 /// Every tensor of a model of this size, in for_each() order.
 std::vector<TensorSpec> tensor_list(const ModelConfig& config);
 
+/// Errors: a missing, extra or misshaped tensor, by name and with both shapes; an embedding or vector that is
+/// not of a float type.
+void check_tensors(const Checkpoint& checkpoint);
+
 /// Reads the weights of a checkpoint. Matrices stay in the file's memory and type; vectors become float32
-/// (float64 in f64 precision). Warns, naming the tensor, when a value is NaN or infinite. Errors: a missing,
-/// extra or misshaped tensor, by name and with both shapes.
+/// (float64 in f64 precision). Warns, naming the tensor, when a value is NaN or infinite. Errors: those of
+/// check_tensors; a matrix of a type that the backend cannot multiply with.
 class LoadedWeights {
  public:
   LoadedWeights(std::shared_ptr<const Checkpoint> checkpoint, Ops& ops);

@@ -134,15 +134,19 @@ std::string Session::load(const Path& path) {
   const std::string text = load_state(path, loaded, model_->fingerprint());
   try {
     const nlohmann::json json = nlohmann::json::parse(text);
-    auto pending = json.at("pending").get<std::vector<int32_t>>();
+    const auto saved = json.at("pending").get<std::vector<int64_t>>();
     std::vector<float> logits = floats(json.at("logits").get<std::string>());
     auto extra = json.at("extra").get<std::string>();
     if (!logits.empty() && static_cast<int64_t>(logits.size()) != model_->config().vocab) {
       fail("{}: the saved logits do not fit the model", path.string());
     }
-    Session fresh(model_);
-    fresh.append(pending);
-    pending_ = std::move(pending);
+    for (const int64_t token : saved) {
+      if (token < 0 || token >= model_->config().vocab) {
+        fail("{}: its pending token {} is outside the model's vocabulary of {}", path.string(), token,
+             model_->config().vocab);
+      }
+    }
+    pending_.assign(saved.begin(), saved.end());
     logits_ = std::move(logits);
     state_ = std::move(loaded);
     return extra;

@@ -53,7 +53,7 @@ inline std::string error_of(std::string_view contents) {
   try {
     parse_catalog(in_memory(contents));
   } catch (const Error& error) {
-    const std::string message = error.what();
+    std::string message = error.what();
     EXPECT_THAT(message, testing::HasSubstr(kTestFile));
     EXPECT_EQ(message.find('\n'), std::string::npos) << message;
     return message;

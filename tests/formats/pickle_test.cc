@@ -58,10 +58,16 @@ TEST(Pickle, UnderstandsWhatPicklersWrite) {
   EXPECT_THAT(names(whole(ordered + "](](" + text("a") + t + "ee\x85R")), only);
   EXPECT_THAT(names(whole(ordered + "](" + text("a") + t + "\x86" + "e\x85R")), only);
   // POP of a value and of a mark, POP_MARK, and values of every kind that is no tensor.
-  const std::string rest = "(NK\1M\1\1J\1\1\1\1\x8a\x0b" + std::string(11, '\xff') + "\x8b\1" +
-                           std::string(3, '\0') + "\x7fG" + std::string(8, '\0') + "U\1xT\1" +
-                           std::string(3, '\0') + "xC\1xB\1" + std::string(3, '\0') + "x\x8e\1" +
-                           std::string(7, '\0') + "x\x8d\1" + std::string(7, '\0') + "x\x88\x89)]}N0(0(N1l";
+  Bytes rest;
+  rest.raw("(NK\1M\1\1J\1\1\1\1");
+  rest.raw("\x8a\x0b").raw(std::string(11, '\xff'));  // LONG1, too long for a size
+  rest.raw("\x8b").number<int32_t>(1).raw("\x7f");    // LONG4
+  rest.raw("G").number<double>(0.5);                  // BINFLOAT
+  rest.raw("U\1xT").number<int32_t>(1).raw("x");      // strings of Python 2
+  rest.raw("C\1xB").number<uint32_t>(1).raw("x");     // bytes
+  rest.raw("\x8e").number<uint64_t>(1).raw("x");      // BINBYTES8
+  rest.raw("\x8d").number<uint64_t>(1).raw("x");      // BINUNICODE8
+  rest.raw("\x88\x89)]}N0(0(N1l");
   EXPECT_THAT(names(whole(dict(text("a") + t + text("rest") + rest))), only);
   EXPECT_THAT(names(whole(text("a") + "q\1r" + std::string("\0\1\0\0", 4) + "\x94" + "0}h\1" + t + "sj" +
                           std::string("\0\1\0\0", 4) + "0h\2" + "0")),
@@ -77,9 +83,11 @@ TEST(Pickle, LaterProtocols) {
   const std::string type = short_text("torch") + short_text("FloatStorage") + "\x93";
   const std::string hooks = short_text("collections") + short_text("OrderedDict") + "\x93)R";
   for (char protocol : {'\2', '\3', '\4', '\5'}) {
-    const auto tensors = read(std::string("\x80") + protocol + frame + "}\x94" + short_text("a") + rebuild +
-                              "((" + short_text("storage") + type + short_text("0") + short_text("cuda:0") +
-                              "K\6tQ" + integer(0) + "K\6\x85K\1\x85\x88" + hooks + "tRs.");
+    Bytes bytes;
+    bytes.raw("\x80").number<char>(protocol).raw(frame).raw("}\x94").raw(short_text("a")).raw(rebuild);
+    bytes.raw("((").raw(short_text("storage")).raw(type).raw(short_text("0")).raw(short_text("cuda:0"));
+    bytes.raw("K\6tQ").raw(integer(0)).raw("K\6\x85K\1\x85\x88").raw(hooks).raw("tRs.");
+    const auto tensors = read(bytes);
     ASSERT_EQ(tensors.size(), 1u);
     EXPECT_EQ(tensors[0].name, "a");
     EXPECT_EQ(tensors[0].storage, "0");

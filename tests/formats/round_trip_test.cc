@@ -125,7 +125,7 @@ TEST_P(RoundTrip, ProgressEndsAtTheTotal) {
   Tensors tensors;
   tensors.add("large", DType::f32, Shape{5, 1 << 20});
   tensors.add("small", DType::f32, Shape{3});
-  const uint64_t total = 5 * 4 * (uint64_t{1} << 20) + 12;
+  const uint64_t total = (uint64_t{20} << 20) + 12;
   std::vector<uint64_t> seen;
   write(GetParam(), folder_ / "model", tensors.list, {}, [&](uint64_t done, uint64_t all) {
     EXPECT_EQ(all, total);

@@ -65,8 +65,7 @@ Golden read_golden(const std::string& name) {
     return buffer;
   };
   golden.logits = copy("logits");
-  for (int64_t i = 0; i < number("n_layer"); ++i)
-    golden.states.push_back(copy("state." + std::to_string(i)));
+  for (int64_t i = 0; i < number("n_layer"); ++i) golden.states.push_back(copy("state." + std::to_string(i)));
   const Buffer tokens = copy("tokens");
   const int64_t B = tokens.view().dim(0), T = tokens.view().dim(1);
   for (int64_t b = 0; b < B; ++b) {
@@ -104,8 +103,7 @@ std::vector<float> run(const Model& model, State& state, std::span<const int32_t
     const View logits = arena.take(DType::f32, {static_cast<int64_t>(piece), V});
     const SequenceInput input{tokens.subspan(done, piece), &state};
     model.forward(std::span(&input, 1), LogitsOf::all, logits, arena);
-    const auto to =
-        std::span(out).subspan(done * static_cast<size_t>(V), piece * static_cast<size_t>(V));
+    const auto to = std::span(out).subspan(done * static_cast<size_t>(V), piece * static_cast<size_t>(V));
     model.ops().download(logits.data(), std::as_writable_bytes(to));
     done += piece;
   }
@@ -138,6 +136,25 @@ Distance distance(std::span<const float> got, std::span<const float> expected) {
   }
   d.bitwise = std::memcmp(got.data(), expected.data(), got.size_bytes()) == 0;
   return d;
+}
+
+double row_error(std::span<const float> got, std::span<const float> expected, size_t width, double share) {
+  if (!std::isfinite(distance(got, expected).max)) return std::numeric_limits<double>::infinity();
+  std::vector<double> errors;
+  double squares = 0;
+  for (size_t row = 0; row < got.size(); row += width) {
+    double sum = 0;
+    for (size_t i = row; i < row + width; ++i) {
+      const double g = got[i], e = expected[i];
+      sum += (g - e) * (g - e);
+      squares += e * e;
+    }
+    errors.push_back(sum);
+  }
+  std::sort(errors.begin(), errors.end());
+  const auto rows = static_cast<double>(errors.size());
+  const double mean = squares / rows;
+  return std::sqrt(errors[static_cast<size_t>(std::ceil(share * rows)) - 1] / mean);
 }
 
 std::span<const float> floats(const Buffer& buffer) {

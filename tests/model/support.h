@@ -62,6 +62,10 @@ struct Distance {
 };
 Distance distance(std::span<const float> got, std::span<const float> expected);
 
+/// The root mean square error of a row of `width`, relative to that of all expected values, that `share` of
+/// the rows stay within. NaN or infinity on either side makes it infinite.
+double row_error(std::span<const float> got, std::span<const float> expected, size_t width, double share);
+
 std::span<const float> floats(const Buffer& buffer);
 
 /// Everything that a state holds that later tokens can see: recurrent part, used KV rows, key sums.

@@ -99,9 +99,12 @@ TensorFile small_model(int64_t layers, int64_t sparse_blocks, DType dtype) {
     add(p + "value.weight", {C, F}, 0, 0.1);
   };
   const auto projections = [&](const std::string& p) {
-    for (const char* name : {"receptance", "key", "value", "output"}) add(p + name + ".weight", {C, C}, 0, 0.2);
+    for (const char* name : {"receptance", "key", "value", "output"})
+      add(p + name + ".weight", {C, C}, 0, 0.2);
   };
   const std::string prefix = sparse_blocks > 0 ? "rwkv." : "";
+  if (sparse_blocks > 0)
+    file.metadata = {{"rwkvx.chunk_size", std::string("2048")}, {"rwkvx.top_k", std::string("3")}};
   add(prefix + "emb.weight", {V, C}, 0, 1);
   for (int64_t i = 0; i < layers; ++i) {
     const std::string b = fmt::format("{}blocks.{}.", prefix, i), a = b + "att.";

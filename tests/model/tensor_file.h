@@ -35,6 +35,7 @@ struct TensorFile {
 };
 
 /// A small model with random weights, named as RWKV-LM and RWKV-X name them: 64 channels, vocabulary 256.
+/// Hybrids record chunks of 2048 and top-k 3.
 TensorFile small_model(int64_t layers, int64_t sparse_blocks, DType dtype = DType::f32);
 
 /// Renamed and transposed into what flash-linear-attention writes, for plain RWKV-7. `fused`: the first

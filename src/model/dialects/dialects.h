@@ -29,5 +29,7 @@ inline constexpr std::array<std::string_view, 6> kMixNames{"x_r", "x_w", "x_k", 
 
 /// GGUF names of a canonical tensor; `x_*` share one name, "time_mix_lerp_fused.weight".
 std::string gguf_name(const std::string& canonical);
+/// Names of flash-linear-attention, of its newer form.
+std::string fla_name(const std::string& canonical);
 
 }  // namespace rwkvx::dialects

@@ -57,6 +57,21 @@ std::string renamed(const std::string& name) {
 
 }  // namespace
 
+std::string fla_name(const std::string& canonical) {
+  for (const Rename& r : kTop) {
+    if (canonical == r.canonical) return std::string(r.fla);
+  }
+  if (const auto block = split_index(canonical, "blocks.")) {
+    for (const Rename& r : kBlock) {
+      if (block->tail.starts_with(r.canonical)) {
+        return fmt::format("model.layers.{}.{}{}", block->index, r.fla,
+                           block->tail.substr(r.canonical.size()));
+      }
+    }
+  }
+  return canonical;
+}
+
 // Names: flash-linear-attention, fla/models/rwkv7 and utils/convert_from_rwkv7.py.
 Catalog canonical_fla(Catalog file) {
   Catalog out = file.without_tensors();

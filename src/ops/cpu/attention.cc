@@ -5,91 +5,338 @@
 #include "hwy/foreach_target.h"
 // After foreach_target.h.
 #include <algorithm>
-#include <vector>
 
-#include "ops/cpu/kernels.h"
+#include "hwy/cache_control.h"
+#include "ops/cpu/attention.h"
+#include "ops/cpu/attention_tiles-inl.h"
 #include "ops/cpu/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace rwkvx::cpu::HWY_NAMESPACE {
 
 constexpr int64_t N = kHeadSize;
-constexpr int64_t kKeyBlock = 64;
+/// Fewer queries than this are attended one by one, with their channels in the lanes.
+constexpr int64_t kFewQueries = kLanes == 16 ? 6 : 4;
 
-/// One query over keys 0 .. count of a page, merged into the running softmax (highest, total, values).
-template <typename T>
-HWY_INLINE void attend_page(const V* q, const T* keys, const T* values, int64_t count, float& highest,
-                            float& total, V* sums) {
-  HWY_ALIGN float scores[kKeyBlock];
-  for (int64_t begin = 0; begin < count; begin += kKeyBlock) {
-    const int64_t block = std::min(kKeyBlock, count - begin);
-    for (int64_t i = 0; i < block; ++i) {
-      const T* key = keys + (begin + i) * N;
-      V dot = hn::Mul(q[0], load(key));
-      for (int64_t n = 1; n < kHeadVectors; ++n) dot = hn::MulAdd(q[n], load(key + n * kLanes), dot);
-      scores[i] = sum_of_lanes(dot);
+/// What the parts of a task share.
+struct Head {
+  const KvChunks& kv;
+  const float* q;  // the head's channels of row 0
+  int64_t width, head, begin, end;
+  int64_t first_position;  // of row `begin`
+  int64_t chosen_chunks;   // top_k − 1
+
+  const float* query(int64_t row) const { return q + row * width; }
+  int64_t position(int64_t row) const { return first_position + row - begin; }
+  int64_t chunk(int64_t row) const { return position(row) / kv.chunk_size; }
+  template <typename T>
+  const T* page(std::span<void* const> pages, int64_t chunk) const {
+    return static_cast<const T*>(pages[static_cast<size_t>(chunk)]) + head * kv.chunk_size * N;
+  }
+  const float* key_sums(int64_t chunk) const {
+    return static_cast<const float*>(kv.key_sums[static_cast<size_t>(chunk)]) + head * N;
+  }
+};
+
+void load_query(const Head& head, int64_t row, QueryBlock& block, int64_t lane) {
+  const float* q = head.query(row);
+  for (int64_t n = 0; n < N; ++n) block.q[n * kQueries + lane] = q[n] * 0.125f;  // 1/√N
+}
+
+/// A gate is a sum of 16 partial ones, pₙ = Σ q[n + 16i]·sums[n + 16i], added as a tree: p₀…₁₅ in halves,
+/// again and again. Both forms below do exactly that, so that prefill and decode choose the same chunks.
+HWY_INLINE float gate_of(const float* q, const float* sums) {
+  constexpr int64_t kPartials = 16 / kLanes;
+  V partial[kPartials];
+  RWKVX_UNROLL for (int64_t p = 0; p < kPartials; ++p) partial[p] =
+      hn::Mul(load(q + p * kLanes), load(sums + p * kLanes));
+  RWKVX_UNROLL for (int64_t n = 16; n < N; n += 16) {
+    RWKVX_UNROLL for (int64_t p = 0; p < kPartials; ++p) {
+      partial[p] = hn::MulAdd(load(q + n + p * kLanes), load(sums + n + p * kLanes), partial[p]);
     }
-    float block_highest = scores[0];
-    for (int64_t i = 1; i < block; ++i) block_highest = std::max(block_highest, scores[i]);
-    for (int64_t i = block; i < kKeyBlock; ++i) scores[i] = -INFINITY;
-    if (block_highest > highest || highest == -INFINITY) {
-      const float scale = std::exp(highest - block_highest);
-      highest = block_highest;
-      total *= scale;
-      for (int64_t n = 0; n < kHeadVectors; ++n) sums[n] = hn::Mul(sums[n], set(scale));
+  }
+  RWKVX_UNROLL for (int64_t half = kPartials / 2; half > 0; half /= 2) {
+    RWKVX_UNROLL for (int64_t p = 0; p < half; ++p) partial[p] = hn::Add(partial[p], partial[p + half]);
+  }
+  return sum_of_lanes(partial[0]);
+}
+
+template <int kVectors>
+struct Gates {
+  V of[kVectors];
+};
+
+/// Σ over the partial sums first, first + step, …, in halves.
+template <int kVectors, int kFirst, int kStep>
+HWY_INLINE Gates<kVectors> partial_gates(const float* q, const float* sums) {
+  Gates<kVectors> result;
+  if constexpr (kStep == 16) {
+    RWKVX_UNROLL for (int64_t n = kFirst; n < N; n += 16) {
+      const V x = set(sums[n]);
+      RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+        const V column = hn::Load(F(), q + n * kQueries + v * kLanes);
+        result.of[v] = n < 16 ? hn::Mul(x, column) : hn::MulAdd(x, column, result.of[v]);
+      }
     }
-    V totals = zero();
-    for (int64_t i = 0; i < kKeyBlock; i += kLanes) {
-      const V p = exp(hn::Sub(load(scores + i), set(highest)));
-      totals = hn::Add(totals, p);
-      store(p, scores + i);
+  } else {
+    const auto low = partial_gates<kVectors, kFirst, 2 * kStep>(q, sums);
+    const auto high = partial_gates<kVectors, kFirst + kStep, 2 * kStep>(q, sums);
+    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) result.of[v] = hn::Add(low.of[v], high.of[v]);
+  }
+  return result;
+}
+
+/// best[slot] and its chunks, in falling order of the gate; equal gates in rising order of the chunk, since
+/// chunks come in that order and only a larger gate displaces. Chunk numbers are kept as floats (they stay
+/// below 2²⁴).
+HWY_INLINE void insert(V gate, V chunk, int64_t slots, int64_t stride, float* best, float* best_chunk) {
+  auto shift = hn::Gt(gate, load(best + (slots - 1) * stride));
+  if (hn::AllFalse(F(), shift)) return;
+  shift = hn::MaskFromVec(zero());
+  for (int64_t slot = 0; slot < slots; ++slot) {
+    const V held = load(best + slot * stride), held_chunk = load(best_chunk + slot * stride);
+    shift = hn::Or(shift, hn::Gt(gate, held));  // those below move down, whatever their gate
+    store(hn::IfThenElse(shift, gate, held), best + slot * stride);
+    store(hn::IfThenElse(shift, chunk, held_chunk), best_chunk + slot * stride);
+    gate = hn::IfThenElse(shift, held, gate);
+    chunk = hn::IfThenElse(shift, held_chunk, chunk);
+  }
+}
+
+/// Writes the chosen chunks of rows row .. row + lanes, all in chunk `own`, for which there is a choice.
+template <int kVectors>
+HWY_INLINE void choose_many(const Head& head, const QueryBlock& block, int64_t lanes, int64_t own,
+                            int32_t* chosen, AttentionScratch& scratch) {
+  const int64_t slots = head.chosen_chunks, stride = kVectors * kLanes;
+  float* best = scratch.best.take<float>(2 * slots * stride);
+  float* best_chunk = best + slots * stride;
+  std::fill(best, best + slots * stride, -INFINITY);
+  std::fill(best_chunk, best_chunk + slots * stride, -1.0f);
+  for (int64_t j = 0; j < own; ++j) {
+    const auto gates = partial_gates<kVectors, 0, 1>(block.q, head.key_sums(j));
+    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+      insert(gates.of[v], set(static_cast<float>(j)), slots, stride, best + v * kLanes,
+             best_chunk + v * kLanes);
     }
-    total += sum_of_lanes(totals);
-    for (int64_t i = 0; i < block; ++i) {
-      const T* value = values + (begin + i) * N;
-      const V p = set(scores[i]);
-      for (int64_t n = 0; n < kHeadVectors; ++n) sums[n] = hn::MulAdd(p, load(value + n * kLanes), sums[n]);
+  }
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    for (int64_t slot = 0; slot < slots; ++slot) {
+      chosen[lane * slots + slot] = static_cast<int32_t>(best_chunk[slot * stride + lane]);
     }
   }
 }
 
-void attend_query(const ChunkAttention& call, const KvChunks& kv, int64_t row, int64_t position, int64_t head,
-                  std::vector<std::pair<float, int64_t>>& gates) {
-  const int64_t width = call.q.dim(1), B = kv.chunk_size, own = position / B;
-  const float* query = call.q.as<float>() + row * width + head * N;
-  gates.clear();
+HWY_INLINE void choose_one(const Head& head, int64_t row, int64_t own, int32_t* chosen,
+                           AttentionScratch& scratch) {
+  const int64_t slots = head.chosen_chunks;
+  float* best = scratch.best.take<float>(slots);
+  std::fill(best, best + slots, -INFINITY);
   for (int64_t j = 0; j < own; ++j) {
-    const float* sums = static_cast<const float*>(kv.key_sums[static_cast<size_t>(j)]) + head * N;
-    V dot = zero();
-    for (int64_t n = 0; n < N; n += kLanes) dot = hn::MulAdd(load(query + n), load(sums + n), dot);
-    gates.emplace_back(-sum_of_lanes(dot), j);
+    constexpr int64_t kAhead = 8;  // the sums of other chunks lie elsewhere
+    const float* later = head.key_sums(std::min(j + kAhead, own - 1));
+    for (int64_t n = 0; n < N; n += 16) hwy::Prefetch(later + n);
+    const float gate = gate_of(head.query(row), head.key_sums(j));
+    if (!(gate > best[slots - 1])) continue;
+    int64_t slot = slots - 1;
+    for (; slot > 0 && gate > best[slot - 1]; --slot) {
+      best[slot] = best[slot - 1];
+      chosen[slot] = chosen[slot - 1];
+    }
+    best[slot] = gate;
+    chosen[slot] = static_cast<int32_t>(j);
   }
-  const auto kept = std::min<size_t>(gates.size(), static_cast<size_t>(call.top_k - 1));
-  std::partial_sort(gates.begin(), gates.begin() + static_cast<std::ptrdiff_t>(kept), gates.end());
-  gates.resize(kept);
-  gates.emplace_back(0.0f, own);
+}
 
+HWY_INLINE void choose(const Head& head, const QueryBlock& block, int64_t row, int64_t lanes, int64_t own,
+                       AttentionScratch& scratch) {
+  const int64_t slots = head.chosen_chunks;
+  auto* chosen = scratch.chosen.take<int32_t>(0) + (row - head.begin) * slots;
+  std::fill(chosen, chosen + lanes * slots, -1);
+  if (slots == 0 || own == 0) return;
+  if (own <= slots) {  // all there are
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      for (int64_t j = 0; j < own; ++j) chosen[lane * slots + j] = static_cast<int32_t>(j);
+    }
+  } else if (lanes < kFewQueries) {
+    for (int64_t lane = 0; lane < lanes; ++lane)
+      choose_one(head, row + lane, own, chosen + lane * slots, scratch);
+  } else if (lanes <= kLanes) {
+    choose_many<1>(head, block, lanes, own, chosen, scratch);
+  } else {
+    choose_many<kQueryVectors>(head, block, lanes, own, chosen, scratch);
+  }
+}
+
+/// One query over keys 0 .. count of a page; its channels are in the lanes.
+template <typename T>
+HWY_INLINE void attend_one(const Head& head, int64_t row, const T* keys, const T* values, int64_t count,
+                           Softmax& softmax) {
+  constexpr int64_t kBlock = 64;
+  HWY_ALIGN float scores[kBlock];
   V q[kHeadVectors], sums[kHeadVectors];
-  for (int64_t n = 0; n < kHeadVectors; ++n) {
-    q[n] = hn::Mul(load(query + n * kLanes), set(0.125f));  // 1/√N
-    sums[n] = zero();
+  RWKVX_UNROLL for (int64_t n = 0; n < kHeadVectors; ++n) {
+    q[n] = hn::Mul(load(head.query(row) + n * kLanes), set(0.125f));
+    sums[n] = load(softmax.values + n * kLanes);
   }
-  float highest = -INFINITY, total = 0;
-  for (const auto& [gate, chunk] : gates) {
-    const int64_t count = chunk == own ? position % B + 1 : B;
-    const void* keys = kv.keys[static_cast<size_t>(chunk)];
-    const void* values = kv.values[static_cast<size_t>(chunk)];
-    with_real_or_bf16(kv.dtype, keys, [&](auto* k) {
-      using T = std::remove_pointer_t<decltype(k)>;
-      attend_page(q, k + head * B * N, static_cast<T*>(values) + head * B * N, count, highest, total, sums);
-    });
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t block = std::min(kBlock, count - begin);
+    for (int64_t i = 0; i < block; ++i) {
+      const T* key = keys + (begin + i) * N;
+      V dot = hn::Mul(q[0], load(key));
+      RWKVX_UNROLL for (int64_t n = 1; n < kHeadVectors; ++n) dot =
+          hn::MulAdd(q[n], load(key + n * kLanes), dot);
+      scores[i] = sum_of_lanes(dot);
+    }
+    std::fill(scores + block, scores + kBlock, -INFINITY);
+    V most = load(scores);
+    for (int64_t i = kLanes; i < kBlock; i += kLanes) most = hn::Max(most, load(scores + i));
+    const float highest = std::max(softmax.highest, hn::GetLane(hn::MaxOfLanes(F(), most)));
+    const float scale = hn::GetLane(exp(set(softmax.highest - highest)));
+    softmax.highest = highest;
+    V totals = zero();
+    for (int64_t i = 0; i < kBlock; i += kLanes) {
+      const V p = exp(hn::Sub(load(scores + i), set(highest)));
+      totals = hn::Add(totals, p);
+      store(p, scores + i);
+    }
+    softmax.total = softmax.total * scale + sum_of_lanes(totals);
+    RWKVX_UNROLL for (int64_t n = 0; n < kHeadVectors; ++n) sums[n] = hn::Mul(sums[n], set(scale));
+    for (int64_t i = 0; i < block; ++i) {
+      const T* value = values + (begin + i) * N;
+      const V p = set(scores[i]);
+      RWKVX_UNROLL for (int64_t n = 0; n < kHeadVectors; ++n) {
+        sums[n] = hn::MulAdd(p, load(value + n * kLanes), sums[n]);
+      }
+    }
   }
-  const V scale = set(1.0f / total);
-  with_real_or_bf16(call.y.dtype(), call.y.data(), [&](auto* y) {
-    for (int64_t n = 0; n < kHeadVectors; ++n) {
-      store(hn::Mul(sums[n], scale), y + row * width + head * N + n * kLanes);
+  RWKVX_UNROLL for (int64_t n = 0; n < kHeadVectors; ++n) store(sums[n], softmax.values + n * kLanes);
+}
+
+/// Adds what a block's lane has seen to a row's softmax.
+void merge(const QueryBlock& block, int64_t lane, Softmax& softmax) {
+  const float highest = std::max(softmax.highest, block.highest[lane]);
+  const float scale = std::exp(softmax.highest - highest),
+              block_scale = std::exp(block.highest[lane] - highest);
+  softmax.highest = highest;
+  softmax.total = softmax.total * scale + block.total[lane] * block_scale;
+  for (int64_t n = 0; n < N; ++n) {
+    softmax.values[n] = softmax.values[n] * scale + block.values[n * kQueries + lane] * block_scale;
+  }
+}
+
+/// Chooses chunks for rows row .. row + lanes of one chunk, and attends to that chunk's earlier keys.
+template <typename T>
+HWY_INLINE void attend_own(const Head& head, int64_t row, int64_t lanes, QueryBlock& block, Softmax* softmax,
+                           AttentionScratch& scratch) {
+  const int64_t own = head.chunk(row), slot = head.position(row) % head.kv.chunk_size;
+  if (lanes >= kFewQueries) {
+    for (int64_t lane = 0; lane < kQueries; ++lane)
+      load_query(head, row + std::min(lane, lanes - 1), block, lane);
+  }
+  choose(head, block, row, lanes, own, scratch);
+  const T* keys = head.page<T>(head.kv.keys, own);
+  const T* values = head.page<T>(head.kv.values, own);
+  if (lanes < kFewQueries) {
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      attend_one(head, row + lane, keys, values, slot + lane + 1, softmax[row - head.begin + lane]);
+    }
+    return;
+  }
+  for (int64_t lane = 0; lane < kQueries; ++lane) {
+    block.positions[lane] = static_cast<float>(slot + std::min(lane, lanes - 1));
+  }
+  block.clear();
+  attend_page<true>(block, keys, values, slot + lanes);
+  for (int64_t lane = 0; lane < lanes; ++lane) merge(block, lane, softmax[row - head.begin + lane]);
+}
+
+/// Attends rows to the chunks that they chose, chunk by chunk.
+template <typename T>
+HWY_INLINE void attend_chosen(const Head& head, QueryBlock& block, Softmax* softmax,
+                              AttentionScratch& scratch) {
+  const int64_t rows = head.end - head.begin, chunks = head.chunk(head.end - 1);
+  if (chunks == 0 || head.chosen_chunks == 0) return;
+  const auto* chosen = scratch.chosen.take<int32_t>(0);
+  const int64_t all = rows * head.chosen_chunks;
+  // Counting sort by chunk; afterwards counts[c] is the end of chunk c's requests.
+  auto* counts = scratch.counts.take<int32_t>(chunks + 1);
+  auto* requests = scratch.requests.take<int32_t>(all);
+  std::fill(counts, counts + chunks + 1, 0);
+  for (int64_t i = 0; i < all; ++i) ++counts[chosen[i] + 1];
+  counts[0] = 0;  // the −1s
+  for (int64_t c = 0; c < chunks; ++c) counts[c + 1] += counts[c];
+  for (int64_t i = 0; i < all; ++i) {
+    if (chosen[i] >= 0) requests[counts[chosen[i]]++] = static_cast<int32_t>(i / head.chosen_chunks);
+  }
+  int64_t begin = 0;
+  for (int64_t c = 0; c < chunks; ++c) {
+    const T* keys = head.page<T>(head.kv.keys, c);
+    const T* values = head.page<T>(head.kv.values, c);
+    for (; begin < counts[c]; begin += kQueries) {
+      const int64_t lanes = std::min<int64_t>(kQueries, counts[c] - begin);
+      if (lanes < kFewQueries) {
+        for (int64_t lane = 0; lane < lanes; ++lane) {
+          const int64_t row = requests[begin + lane];
+          attend_one(head, head.begin + row, keys, values, head.kv.chunk_size, softmax[row]);
+        }
+        continue;
+      }
+      for (int64_t lane = 0; lane < kQueries; ++lane) {
+        load_query(head, head.begin + requests[begin + std::min(lane, lanes - 1)], block, lane);
+      }
+      block.clear();
+      attend_page<false>(block, keys, values, head.kv.chunk_size);
+      for (int64_t lane = 0; lane < lanes; ++lane) merge(block, lane, softmax[requests[begin + lane]]);
+    }
+    begin = counts[c];
+  }
+}
+
+template <typename T>
+HWY_INLINE void attend_typed(const Head& head, const AttentionTask& task, AttentionScratch& scratch) {
+  const int64_t rows = head.end - head.begin;
+  auto* softmax = scratch.softmax.take<Softmax>(rows);
+  scratch.chosen.take<int32_t>(rows * head.chosen_chunks);
+  for (int64_t row = 0; row < rows; ++row) {
+    softmax[row].highest = -1e30f;
+    softmax[row].total = 0;
+    std::fill(std::begin(softmax[row].values), std::end(softmax[row].values), 0.0f);
+  }
+  QueryBlock block;
+  for (int64_t row = head.begin; row < head.end;) {
+    const int64_t left = head.kv.chunk_size - head.position(row) % head.kv.chunk_size;
+    const int64_t lanes = std::min({kQueries, head.end - row, left});
+    attend_own<T>(head, row, lanes, block, softmax, scratch);
+    row += lanes;
+  }
+  attend_chosen<T>(head, block, softmax, scratch);
+  with_real_or_bf16(task.call->y.dtype(), task.call->y.data(), [&](auto* y) {
+    for (int64_t row = 0; row < rows; ++row) {
+      const V scale = set(1.0f / softmax[row].total);
+      auto* to = y + (head.begin + row) * head.width + head.head * N;
+      for (int64_t n = 0; n < N; n += kLanes) store(hn::Mul(load(softmax[row].values + n), scale), to + n);
     }
   });
+}
+
+void attend(const AttentionTask& task, AttentionScratch& scratch) {
+  const ChunkAttention& call = *task.call;
+  const KvChunks& kv = call.kv[task.sequence];
+  const int64_t width = call.q.dim(1);
+  const Head head{kv,
+                  call.q.as<float>() + task.head * N,
+                  width,
+                  task.head,
+                  task.begin,
+                  task.end,
+                  kv.length - call.offsets[task.sequence + 1] + task.begin,
+                  call.top_k - 1};
+  if (kv.dtype == DType::bf16) {
+    attend_typed<const BFloat16>(head, task, scratch);
+  } else {
+    RWKVX_ASSERT(kv.dtype == DType::f32);
+    attend_typed<const float>(head, task, scratch);
+  }
 }
 
 }  // namespace rwkvx::cpu::HWY_NAMESPACE
@@ -98,11 +345,10 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace rwkvx::cpu {
 
-HWY_EXPORT(attend_query);
+HWY_EXPORT(attend);
 
-void attend_query(const ChunkAttention& call, const KvChunks& kv, int64_t row, int64_t position, int64_t head,
-                  std::vector<std::pair<float, int64_t>>& gates) {
-  HWY_DYNAMIC_DISPATCH(attend_query)(call, kv, row, position, head, gates);
+void attend(const AttentionTask& task, AttentionScratch& scratch) {
+  HWY_DYNAMIC_DISPATCH(attend)(task, scratch);
 }
 
 }  // namespace rwkvx::cpu

@@ -1,9 +1,11 @@
 #include "ops/cpu/cpu_ops.h"
 
 #include <cstring>
+#include <vector>
 
 #include "base/assert.h"
 #include "base/error.h"
+#include "ops/cpu/attention.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/linear.h"
 #include "ops/cpu/threads.h"
@@ -24,7 +26,8 @@ class CpuOps final : public Ops {
       : precision_(precision),
         active_(precision == Precision::bf16 && cpu::has_bf16_products() ? DType::bf16 : DType::f32),
         threads_(threads),
-        linear_(threads) {}
+        linear_(threads),
+        attention_scratch_(static_cast<size_t>(threads)) {}
 
   std::string_view name() const override { return "cpu"; }
   Precision precision() const override { return precision_; }
@@ -84,7 +87,7 @@ class CpuOps final : public Ops {
     const int64_t heads = call.r.dim(1) / kHeadSize;
     const auto sequences = static_cast<int64_t>(call.states.size());
     const bool worth_it = call.r.dim(0) * heads >= 16;
-    parallel_tasks(threads_, sequences * heads, worth_it, [&](int64_t task) {
+    parallel_tasks(threads_, sequences * heads, worth_it, [&](int64_t task, int) {
       const auto s = static_cast<size_t>(task / heads);
       const int64_t h = task % heads;
       float* state = static_cast<float*>(call.states[s]) + h * kHeadSize * kHeadSize;
@@ -101,23 +104,33 @@ class CpuOps final : public Ops {
                  std::span<const KvChunks> kv) override {
     const int64_t heads = k.dim(1) / kHeadSize;
     const auto sequences = static_cast<int64_t>(kv.size());
-    parallel_tasks(threads_, sequences * heads, k.elements() >= (1 << 16), [&](int64_t task) {
+    parallel_tasks(threads_, sequences * heads, k.elements() >= (1 << 16), [&](int64_t task, int) {
       const auto s = static_cast<size_t>(task / heads);
       cpu::kv_append_head(k, v, offsets[s], offsets[s + 1], kv[s], task % heads);
     });
   }
 
   void chunk_attention(const ChunkAttention& call) override {
+    RWKVX_ASSERT(call.top_k >= 1);
     const int64_t heads = call.q.dim(1) / kHeadSize;
+    // Few heads for many threads: shorter tasks, though long ones let more queries share a chunk's keys.
+    const int64_t parts = std::max<int64_t>(1, 4 * threads_ / heads);
+    const int64_t most = std::clamp<int64_t>(call.q.dim(0) / parts, 128, cpu::kMostTaskRows);
+    attention_tasks_.clear();
+    int64_t keys = 0;
     for (size_t s = 0; s + 1 < call.offsets.size(); ++s) {
       const int64_t rows = call.offsets[s + 1] - call.offsets[s];
-      parallel_tasks(threads_, rows * heads, true, [&](int64_t task) {
-        const int64_t row = call.offsets[s] + task / heads;
-        const int64_t position = call.kv[s].length - call.offsets[s + 1] + row;
-        thread_local std::vector<std::pair<float, int64_t>> gates;
-        cpu::attend_query(call, call.kv[s], row, position, task % heads, gates);
-      });
+      keys += rows * std::min(call.kv[s].length, call.top_k * call.kv[s].chunk_size);
+      for (int64_t begin = call.offsets[s]; begin < call.offsets[s + 1]; begin += most) {
+        const int64_t end = std::min(begin + most, call.offsets[s + 1]);
+        for (int64_t head = 0; head < heads; ++head) attention_tasks_.push_back({&call, s, head, begin, end});
+      }
     }
+    parallel_tasks(threads_, static_cast<int64_t>(attention_tasks_.size()), keys * heads >= 2000,
+                   [&](int64_t task, int thread) {
+                     cpu::attend(attention_tasks_[static_cast<size_t>(task)],
+                                 attention_scratch_[static_cast<size_t>(thread)]);
+                   });
   }
 
   void gather_rows(ConstView x, std::span<const int64_t> rows, View y) override {
@@ -141,6 +154,8 @@ class CpuOps final : public Ops {
   DType active_;
   int threads_;
   cpu::Linear linear_;
+  std::vector<cpu::AttentionTask> attention_tasks_;
+  std::vector<cpu::AttentionScratch> attention_scratch_;  // one for each thread
 };
 
 }  // namespace

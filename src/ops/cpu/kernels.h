@@ -1,8 +1,5 @@
 #pragma once
 
-#include <utility>
-#include <vector>
-
 #include "ops/ops.h"
 
 /// The vector kernels of the cpu backend. Each does a part (rows, heads, …) of an operation of ops.h,
@@ -28,9 +25,5 @@ void wkv7_head(const Wkv7Call& call, int64_t head, int64_t begin, int64_t end, f
 
 // kv.cc: one head of rows begin .. end, which are the last tokens of kv.
 void kv_append_head(ConstView k, ConstView v, int64_t begin, int64_t end, const KvChunks& kv, int64_t head);
-
-// attention.cc
-void attend_query(const ChunkAttention& call, const KvChunks& kv, int64_t row, int64_t position, int64_t head,
-                  std::vector<std::pair<float, int64_t>>& gates);
 
 }  // namespace rwkvx::cpu

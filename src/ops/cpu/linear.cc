@@ -7,11 +7,21 @@
 namespace rwkvx::cpu {
 namespace {
 
-bool few(const LinearCall& call) { return call.x.dim(0) <= kFewRows; }
+/// Measured: up to here the weights are better read by our own kernels than by oneDNN, which first copies
+/// them into its own order (and first converts those that are not of x's type).
+bool few(const LinearCall& call) { return call.x.dim(0) <= (call.w->weight.dtype() == DType::f32 ? 8 : 32); }
 int64_t padded(const LinearCall& call) { return (call.w->in() + kPadding - 1) / kPadding * kPadding; }
 int64_t blocks(const LinearCall& call) { return (call.w->out() + kOutBlock - 1) / kOutBlock; }
 
 }  // namespace
+
+bool Linear::by_bf16_dot(const LinearCall& call) const {
+  return bf16_dot_ && call.x.dtype() == DType::bf16 && call.w->weight.dtype() == DType::bf16;
+}
+
+int64_t Linear::spread_elements(const LinearCall& call) const {
+  return by_bf16_dot(call) ? 0 : call.x.dim(0) * padded(call);
+}
 
 void Linear::run(std::span<const LinearCall> calls) {
   for (const LinearCall& call : calls) {
@@ -30,7 +40,7 @@ void Linear::run_few(std::span<const LinearCall> calls) {
   uint64_t weight_bytes = 0;
   for (const LinearCall& call : calls) {
     if (!few(call)) continue;
-    elements += call.x.dim(0) * padded(call);
+    elements += spread_elements(call);
     tasks += blocks(call);
     weight_bytes += call.w->weight.bytes();
   }
@@ -38,23 +48,35 @@ void Linear::run_few(std::span<const LinearCall> calls) {
   float* inputs = inputs_.take<float>(elements);
   float* input = inputs;
   for (const LinearCall& call : calls) {
-    if (!few(call)) continue;
-    spread_input(call, 0, call.x.dim(0), padded(call), input);
-    input += call.x.dim(0) * padded(call);
+    if (!few(call) || by_bf16_dot(call)) continue;
+    spread_input(call, padded(call), input);
+    input += spread_elements(call);
   }
   constexpr uint64_t kWorthThreads = 256 << 10;  // bytes: some 10 µs of one core
-  parallel_tasks(threads_, tasks, weight_bytes >= kWorthThreads, [&](int64_t task) {
+  parallel_tasks(threads_, tasks, weight_bytes >= kWorthThreads, [&](int64_t task, int) {
     const float* x = inputs;
     for (const LinearCall& call : calls) {
       if (!few(call)) continue;
-      if (task < blocks(call)) {
-        const int64_t begin = task * kOutBlock, end = std::min(begin + kOutBlock, call.w->out());
-        return linear_few_rows(call, 0, call.x.dim(0), x, padded(call), begin, end);
-      }
+      if (task < blocks(call)) return run_block(call, x, task * kOutBlock);
       task -= blocks(call);
-      x += call.x.dim(0) * padded(call);
+      x += spread_elements(call);
     }
   });
+}
+
+void Linear::run_block(const LinearCall& call, const float* x, int64_t first) const {
+  alignas(64) float sums[kFewRows * kOutBlock];
+  const int64_t outs = std::min(kOutBlock, call.w->out() - first);
+  if (outs < kOutBlock) std::fill(std::begin(sums), std::end(sums), 0.0f);
+  for (int64_t row = 0; row < call.x.dim(0); row += kFewRows) {
+    const int64_t rows = std::min(kFewRows, call.x.dim(0) - row);
+    if (by_bf16_dot(call)) {
+      dot_few_rows_bf16(call.w->weight, first, outs, call.x.rows(row, rows).as<BFloat16>(), rows, sums);
+    } else {
+      dot_few_rows(call.w->weight, first, outs, x + row * padded(call), rows, padded(call), sums);
+    }
+    finish_few_rows(call, row, rows, first, outs, sums);
+  }
 }
 
 }  // namespace rwkvx::cpu

@@ -2,6 +2,7 @@
 
 #include <span>
 
+#include "ops/cpu/linear_decode.h"
 #include "ops/cpu/linear_prefill.h"
 #include "ops/cpu/scratch.h"
 #include "ops/ops.h"
@@ -11,13 +12,17 @@ namespace rwkvx::cpu {
 /// Ops::linear(): chooses by the number of rows.
 class Linear {
  public:
-  explicit Linear(int threads) : threads_(threads), many_rows_(threads) {}
+  explicit Linear(int threads) : threads_(threads), bf16_dot_(has_bf16_dot()), many_rows_(threads) {}
   void run(std::span<const LinearCall> calls);
 
  private:
   void run_few(std::span<const LinearCall> calls);
+  void run_block(const LinearCall& call, const float* x, int64_t first) const;
+  bool by_bf16_dot(const LinearCall& call) const;
+  int64_t spread_elements(const LinearCall& call) const;
 
   int threads_;
+  bool bf16_dot_;
   ManyRows many_rows_;
   Scratch inputs_;
 };

@@ -6,6 +6,7 @@
 // After foreach_target.h.
 #include <algorithm>
 
+#include "hwy/cache_control.h"
 #include "ops/cpu/linear_decode.h"
 #include "ops/cpu/simd-inl.h"
 
@@ -32,12 +33,12 @@ HWY_INLINE void load_step(const BFloat16* p, V& low, V& high) {
   high = hn::BitCast(F(), hn::And(pairs, hn::Set(u32, 0xffff0000u)));
 }
 
-void spread_input(const LinearCall& call, int64_t first_row, int64_t rows, int64_t padded, float* to) {
-  const int64_t in = call.x.dim(1);
+void spread_input(const LinearCall& call, int64_t padded, float* to) {
+  const int64_t rows = call.x.dim(0), in = call.x.dim(1);
   const bool even_odd = call.w->weight.dtype() == DType::bf16;
   with_real_or_bf16(call.x.dtype(), call.x.data(), [&](auto* x) {
     for (int64_t r = 0; r < rows; ++r) {
-      const auto* from = x + (first_row + r) * in;
+      const auto* from = x + r * in;
       float* row = to + r * padded;
       int64_t i = 0;
       for (; i + kStep <= in; i += kStep) {
@@ -56,41 +57,46 @@ void spread_input(const LinearCall& call, int64_t first_row, int64_t rows, int64
 }
 
 /// sums[r · sums_stride + o] = weight row o · x row r, for kOuts weight rows at once: each is read once for
-/// all rows of x.
-template <int kOuts, int kRows, typename T>
-HWY_INLINE void dot_rows(const T* weight, int64_t in, const float* x, int64_t padded, float* sums,
-                         int64_t sums_stride) {
+/// all rows of x. `count` is a multiple of kStep. Adds to sums when kAdd.
+template <int kOuts, int kRows, bool kAdd, typename T>
+HWY_INLINE void dot_rows(const T* weight, int64_t stride, int64_t count, const float* x, int64_t padded,
+                         float* sums, int64_t sums_stride) {
   V sum[kOuts][kRows];
-  for (int o = 0; o < kOuts; ++o) {
-    for (int r = 0; r < kRows; ++r) sum[o][r] = zero();
+  RWKVX_UNROLL for (int o = 0; o < kOuts; ++o) {
+    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) sum[o][r] = zero();
   }
-  int64_t i = 0;
-  for (; i + kStep <= in; i += kStep) {
+  for (int64_t i = 0; i < count; i += kStep) {
     V low[kOuts], high[kOuts];
-    for (int o = 0; o < kOuts; ++o) load_step(weight + o * in + i, low[o], high[o]);
-    for (int r = 0; r < kRows; ++r) {
+    RWKVX_UNROLL for (int o = 0; o < kOuts; ++o) {
+      if constexpr (!kAdd)
+        hwy::Prefetch(reinterpret_cast<const std::byte*>(weight + o * stride + i) + kPrefetchBytes);
+      load_step(weight + o * stride + i, low[o], high[o]);
+    }
+    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
       const V x_low = hn::Load(F(), x + r * padded + i), x_high = hn::Load(F(), x + r * padded + i + kLanes);
-      for (int o = 0; o < kOuts; ++o) {
+      RWKVX_UNROLL for (int o = 0; o < kOuts; ++o) {
         sum[o][r] = hn::MulAdd(low[o], x_low, sum[o][r]);
         sum[o][r] = hn::MulAdd(high[o], x_high, sum[o][r]);
       }
     }
   }
-  if (i < in) {
-    for (int o = 0; o < kOuts; ++o) {
-      T tail[kStep] = {};
-      std::copy(weight + o * in + i, weight + o * in + in, tail);
-      V low, high;
-      load_step(tail, low, high);
-      for (int r = 0; r < kRows; ++r) {
-        sum[o][r] = hn::MulAdd(low, hn::Load(F(), x + r * padded + i), sum[o][r]);
-        sum[o][r] = hn::MulAdd(high, hn::Load(F(), x + r * padded + i + kLanes), sum[o][r]);
-      }
+  RWKVX_UNROLL for (int o = 0; o < kOuts; ++o) {
+    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
+      float& to = sums[r * sums_stride + o];
+      to = (kAdd ? to : 0.0f) + sum_of_lanes(sum[o][r]);
     }
   }
-  for (int o = 0; o < kOuts; ++o) {
-    for (int r = 0; r < kRows; ++r) sums[r * sums_stride + o] = sum_of_lanes(sum[o][r]);
-  }
+}
+
+template <int kOuts, int kRows, typename T>
+HWY_INLINE void dot_rows_and_tail(const T* weight, int64_t in, const float* x, int64_t padded, float* sums,
+                                  int64_t sums_stride) {
+  const int64_t whole = in / kStep * kStep;
+  dot_rows<kOuts, kRows, false>(weight, in, whole, x, padded, sums, sums_stride);
+  if (whole == in) return;
+  T tail[kOuts * kStep] = {};
+  for (int o = 0; o < kOuts; ++o) std::copy(weight + o * in + whole, weight + (o + 1) * in, tail + o * kStep);
+  dot_rows<kOuts, kRows, true>(tail, kStep, kStep, x + whole, padded, sums, sums_stride);
 }
 
 template <int kRows, typename T>
@@ -99,9 +105,9 @@ HWY_INLINE void dot_block(const T* weight, int64_t in, int64_t outs, const float
   constexpr int kOuts = kRows <= 2 ? 4 : 2;  // as many as there are registers for
   int64_t o = 0;
   for (; o + kOuts <= outs; o += kOuts) {
-    dot_rows<kOuts, kRows>(weight + o * in, in, x, padded, sums + o, sums_stride);
+    dot_rows_and_tail<kOuts, kRows>(weight + o * in, in, x, padded, sums + o, sums_stride);
   }
-  for (; o < outs; ++o) dot_rows<1, kRows>(weight + o * in, in, x, padded, sums + o, sums_stride);
+  for (; o < outs; ++o) dot_rows_and_tail<1, kRows>(weight + o * in, in, x, padded, sums + o, sums_stride);
 }
 
 template <typename T>
@@ -119,53 +125,44 @@ HWY_INLINE void dot_any(int64_t rows, const T* weight, int64_t in, int64_t outs,
   if (rows == 3) return dot_block<3>(weight, in, outs, x, padded, sums, stride);
 }
 
-/// One row of results: activation, addition, rounding.
+/// One row of results: activation, addition, rounding. `sums` may be read in whole vectors.
 template <typename Out>
-HWY_INLINE void finish_row(const LinearCall& call, float* sums, int64_t outs, Out* y) {
+HWY_INLINE void finish_row(const LinearCall& call, const float* sums, int64_t outs, Out* y) {
   int64_t o = 0;
   for (; o + kLanes <= outs; o += kLanes) {
-    V value = load(sums + o);
-    value = call.add ? hn::Add(load(y + o), value) : activate(call.activation, value);
-    store(value, y + o);
+    const V value = load(sums + o);
+    store(call.add ? hn::Add(load(y + o), value) : activate(call.activation, value), y + o);
   }
   if (o == outs) return;
   Out tail[kLanes] = {};
   std::copy(y + o, y + outs, tail);
-  V value = load(sums + o);  // sums has room for whole vectors
-  value = call.add ? hn::Add(load(tail), value) : activate(call.activation, value);
-  store(value, tail);
+  const V value = load(sums + o);
+  store(call.add ? hn::Add(load(tail), value) : activate(call.activation, value), tail);
   std::copy(tail, tail + (outs - o), y + o);
 }
 
-void linear_few_rows(const LinearCall& call, int64_t first_row, int64_t rows, const float* x, int64_t padded,
-                     int64_t out_begin, int64_t out_end) {
-  const int64_t in = call.w->in(), out = call.w->out();
-  const ConstView& weight = call.w->weight;
-  HWY_ALIGN float sums[kFewRows * kOutBlock];
-  for (int64_t o = out_begin; o < out_end; o += kOutBlock) {
-    const int64_t outs = std::min(kOutBlock, out_end - o);
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t i = outs; i < std::min(outs + kLanes, kOutBlock); ++i) sums[r * kOutBlock + i] = 0;
-    }
-    switch (weight.dtype()) {
-      case DType::f32:
-        dot_any(rows, weight.as<float>() + o * in, in, outs, x, padded, sums, kOutBlock);
-        break;
-      case DType::bf16:
-        dot_any(rows, weight.as<BFloat16>() + o * in, in, outs, x, padded, sums, kOutBlock);
-        break;
-      case DType::f16:
-        dot_any(rows, weight.as<Float16>() + o * in, in, outs, x, padded, sums, kOutBlock);
-        break;
-      default:
-        RWKVX_ASSERT(!"a type that prepare() lets through");
-    }
-    with_real_or_bf16(call.y.dtype(), call.y.data(), [&](auto* y) {
-      for (int64_t r = 0; r < rows; ++r) {
-        finish_row(call, sums + r * kOutBlock, outs, y + (first_row + r) * out + o);
-      }
-    });
+void dot_few_rows(const ConstView& weight, int64_t first, int64_t outs, const float* x, int64_t rows,
+                  int64_t padded, float* sums) {
+  const int64_t in = weight.dim(1), at = first * in;
+  switch (weight.dtype()) {
+    case DType::f32:
+      return dot_any(rows, weight.as<float>() + at, in, outs, x, padded, sums, kOutBlock);
+    case DType::bf16:
+      return dot_any(rows, weight.as<BFloat16>() + at, in, outs, x, padded, sums, kOutBlock);
+    case DType::f16:
+      return dot_any(rows, weight.as<Float16>() + at, in, outs, x, padded, sums, kOutBlock);
+    default:
+      RWKVX_ASSERT(!"a type that prepare() lets through");
   }
+}
+
+void finish_few_rows(const LinearCall& call, int64_t first_row, int64_t rows, int64_t first, int64_t outs,
+                     const float* sums) {
+  with_real_or_bf16(call.y.dtype(), call.y.data(), [&](auto* y) {
+    for (int64_t r = 0; r < rows; ++r) {
+      finish_row(call, sums + r * kOutBlock, outs, y + (first_row + r) * call.w->out() + first);
+    }
+  });
 }
 
 }  // namespace rwkvx::cpu::HWY_NAMESPACE
@@ -175,14 +172,19 @@ HWY_AFTER_NAMESPACE();
 namespace rwkvx::cpu {
 
 HWY_EXPORT(spread_input);
-HWY_EXPORT(linear_few_rows);
+HWY_EXPORT(dot_few_rows);
+HWY_EXPORT(finish_few_rows);
 
-void spread_input(const LinearCall& call, int64_t first_row, int64_t rows, int64_t padded, float* to) {
-  HWY_DYNAMIC_DISPATCH(spread_input)(call, first_row, rows, padded, to);
+void spread_input(const LinearCall& call, int64_t padded, float* to) {
+  HWY_DYNAMIC_DISPATCH(spread_input)(call, padded, to);
 }
-void linear_few_rows(const LinearCall& call, int64_t first_row, int64_t rows, const float* x, int64_t padded,
-                     int64_t out_begin, int64_t out_end) {
-  HWY_DYNAMIC_DISPATCH(linear_few_rows)(call, first_row, rows, x, padded, out_begin, out_end);
+void dot_few_rows(const ConstView& weight, int64_t first, int64_t outs, const float* x, int64_t rows,
+                  int64_t padded, float* sums) {
+  HWY_DYNAMIC_DISPATCH(dot_few_rows)(weight, first, outs, x, rows, padded, sums);
+}
+void finish_few_rows(const LinearCall& call, int64_t first_row, int64_t rows, int64_t first, int64_t outs,
+                     const float* sums) {
+  HWY_DYNAMIC_DISPATCH(finish_few_rows)(call, first_row, rows, first, outs, sums);
 }
 
 }  // namespace rwkvx::cpu

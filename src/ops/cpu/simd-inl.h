@@ -12,6 +12,11 @@
 #include "ops/ops.h"
 #include "tensor/half.h"
 
+// Before loops over arrays of vectors: only when all of them are unrolled do the arrays live in registers.
+#ifndef RWKVX_UNROLL
+#define RWKVX_UNROLL _Pragma("GCC unroll 64")
+#endif
+
 HWY_BEFORE_NAMESPACE();
 namespace rwkvx::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;

@@ -28,15 +28,15 @@ void parallel_for(int threads, int64_t count, int64_t grain, const Body& body) {
   }
 }
 
-/// Calls body(i) for tasks of uneven size, each handed to the next free thread.
+/// Calls body(i, thread) for tasks of uneven size, each handed to the next free thread, 0 ≤ thread < threads.
 template <typename Body>
 void parallel_tasks(int threads, int64_t count, bool worth_it, const Body& body) {
   if (threads <= 1 || count < 2 || !worth_it) {
-    for (int64_t i = 0; i < count; ++i) body(i);
+    for (int64_t i = 0; i < count; ++i) body(i, 0);
     return;
   }
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
-  for (int64_t i = 0; i < count; ++i) body(i);
+  for (int64_t i = 0; i < count; ++i) body(i, omp_get_thread_num());
 }
 
 /// The team size of libraries that take it from OpenMP (oneDNN), for the calling thread and a scope.

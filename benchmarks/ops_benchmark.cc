@@ -1,0 +1,185 @@
+#include <benchmark/benchmark.h>
+#include <fmt/format.h>
+
+#include <cmath>
+#include <vector>
+
+#include "ops/ops.h"
+
+/// The operations of the cpu backend, with what bounds each as a counter: GB/s of weights read, or GFLOP/s.
+/// Arguments come with their names; `threads` 0 is one for each core. Rates are by the wall clock; on a busy
+/// machine compare the CPU column of one thread.
+namespace rwkvx {
+namespace {
+
+using benchmark::Counter;
+
+std::unique_ptr<Ops> make(int64_t threads, Precision precision = Precision::bf16) {
+  return make_ops({.backend = "cpu", .precision = precision, .threads = static_cast<int>(threads)});
+}
+
+/// Small values that are different enough.
+Buffer filled(DType dtype, Shape shape, double size = 0.5) {
+  Buffer buffer(dtype, shape);
+  uint64_t state = 1;
+  for (int64_t i = 0; i < shape.elements(); ++i) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    const float value = static_cast<float>(size * (static_cast<double>(state >> 40) * 0x1p-23 - 1));
+    if (dtype == DType::f32) buffer.as<float>()[i] = value;
+    if (dtype == DType::bf16) buffer.as<BFloat16>()[i] = to_bfloat16(value);
+    if (dtype == DType::f16) buffer.as<Float16>()[i] = to_float16(value);
+  }
+  return buffer;
+}
+
+void rate(benchmark::State& state, const char* name, double amount_per_iteration) {
+  state.counters[name] = Counter(amount_per_iteration * 1e-9, Counter::kIsIterationInvariantRate);
+}
+
+/// Matrices are many enough not to stay in the cache between their uses, as in a model.
+void linear(benchmark::State& state, DType weight, Precision precision) {
+  const int64_t rows = state.range(0), in = state.range(1), out = state.range(2);
+  const auto ops = make(state.range(3), precision);
+  const auto bytes = static_cast<int64_t>(bytes_of(weight, in * out));
+  const int64_t count = rows > 64 ? 1 : std::max<int64_t>(1, (int64_t{192} << 20) / bytes);
+  std::vector<Buffer> weights;
+  std::vector<Matrix> matrices;
+  for (int64_t i = 0; i < count; ++i) weights.push_back(filled(weight, {out, in}));
+  for (const Buffer& one : weights) matrices.push_back(ops->prepare(one.view()));
+  const Buffer x = filled(ops->active(), {rows, in});
+  Buffer y(DType::f32, {rows, out});
+  size_t next = 0;
+  for (auto _ : state) {
+    ops->linear({.x = x, .w = &matrices[next++ % matrices.size()], .y = y});
+  }
+  rate(state, "GB/s", static_cast<double>(bytes));
+  rate(state, "GFLOP/s", 2.0 * static_cast<double>(rows * in * out));
+}
+
+void linear_sizes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"rows", "in", "out", "threads"});
+  for (const int64_t rows : {1, 4, 8, 16, 32, 64, 512}) {
+    for (const int64_t threads : {1, 0}) {
+      b->Args({rows, 768, 768, threads})->Args({rows, 768, 3072, threads})->Args({rows, 3072, 768, threads});
+      b->Args({rows, 768, 65536, threads});
+    }
+  }
+}
+BENCHMARK_CAPTURE(linear, bf16, DType::bf16, Precision::bf16)->Apply(linear_sizes);
+BENCHMARK_CAPTURE(linear, f16_in_bf16, DType::f16, Precision::bf16)->Apply(linear_sizes);
+BENCHMARK_CAPTURE(linear, f32, DType::f32, Precision::f32)->Apply(linear_sizes);
+
+void wkv7(benchmark::State& state) {
+  const int64_t tokens = state.range(0), heads = state.range(1), width = heads * kHeadSize;
+  const auto ops = make(state.range(2));
+  const Shape all{tokens, width};
+  const Buffer r = filled(DType::f32, all), w = filled(DType::f32, all, 0.9), k = filled(DType::f32, all),
+               v = filled(DType::f32, all), a = filled(DType::f32, all, 0.1),
+               b = filled(DType::f32, all, 0.1);
+  Buffer y(DType::f32, all);
+  const int64_t copies = tokens > 8 ? 1 : 12;  // the layers of a model: states do not stay in the first cache
+  std::vector<Buffer> states;
+  for (int64_t i = 0; i < copies; ++i) states.push_back(filled(DType::f32, {heads, kHeadSize, kHeadSize}));
+  const std::vector<int64_t> offsets{0, tokens};
+  size_t next = 0;
+  for (auto _ : state) {
+    void* one = states[next++ % states.size()].view().data();
+    ops->wkv7({r, w, k, v, a, b, offsets, std::span(&one, 1), y});
+  }
+  // w⊙S, S·a, + (S a) bᵀ, + v kᵀ, S·r for each element of the state.
+  rate(state, "GFLOP/s", 9.0 * static_cast<double>(tokens * width * kHeadSize));
+}
+BENCHMARK(wkv7)->ArgNames({"tokens", "heads", "threads"})->ArgsProduct({{1, 4, 16, 512}, {12}, {1, 0}});
+
+void rows_operation(benchmark::State& state, const std::string& operation) {
+  const int64_t rows = state.range(0), width = state.range(1);
+  const auto ops = make(state.range(2));
+  const Shape all{rows, width};
+  std::vector<Buffer> in, one, out;
+  for (int i = 0; i < 6; ++i) {
+    in.push_back(filled(DType::f32, all));
+    one.push_back(filled(DType::f32, {width}));
+    out.emplace_back(DType::f32, all);
+  }
+  Buffer mix = filled(DType::f32, {6, width});
+  std::vector<Buffer> active;
+  std::vector<View> active_views;
+  for (int i = 0; i < 6; ++i) active.emplace_back(ops->active(), all);
+  for (Buffer& buffer : active) active_views.push_back(buffer);
+  const std::vector<int64_t> offsets{0, rows};
+  void* last = one[0].view().data();
+  double arrays = 0;
+  for (auto _ : state) {
+    if (operation == "layer_norm") {
+      ops->layer_norm(in[0], one[0], one[1], 1e-5f, out[0]);
+      arrays = 2;
+    } else if (operation == "token_shift") {
+      ops->token_shift(in[0], mix, offsets, std::span(&last, 1), active_views);
+      arrays = 4;
+    } else if (operation == "operands") {
+      ops->wkv7_operands({in[0], in[1], in[2], in[3], in[4], in[5], one[0], one[1], one[2], one[3], one[4],
+                          out[0], out[1], out[2], out[3], out[4]});
+      arrays = 11;
+    } else {
+      ops->wkv7_output({in[0], in[1], in[2], in[3], in[4], one[0], one[1], one[2], 64e-5f, active_views[0]});
+      arrays = 5.5;
+    }
+  }
+  rate(state, "GB/s", 4 * arrays * static_cast<double>(rows * width));
+}
+void row_sizes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"rows", "C", "threads"})->ArgsProduct({{1, 512}, {768}, {1, 0}});
+}
+BENCHMARK_CAPTURE(rows_operation, layer_norm, "layer_norm")->Apply(row_sizes);
+BENCHMARK_CAPTURE(rows_operation, token_shift, "token_shift")->Apply(row_sizes);
+BENCHMARK_CAPTURE(rows_operation, wkv7_operands, "operands")->Apply(row_sizes);
+BENCHMARK_CAPTURE(rows_operation, wkv7_output, "output")->Apply(row_sizes);
+
+/// The last `rows` of `length` tokens. GFLOP/s count the scores and sums of the keys that the queries see,
+/// not the gates; GB/s the pages that a single query reads.
+void attention(benchmark::State& state, DType dtype) {
+  const int64_t rows = state.range(0), length = state.range(1), chunk = state.range(2),
+                top_k = state.range(3);
+  constexpr int64_t kHeads = 12;
+  const auto ops = make(state.range(4));
+  std::vector<Buffer> pages;
+  std::vector<void*> keys, values, sums;
+  for (int64_t begin = 0; begin < length; begin += chunk) {
+    for (auto* list : {&keys, &values, &sums}) {
+      const bool sum = list == &sums;
+      pages.push_back(sum ? filled(DType::f32, {kHeads, kHeadSize})
+                          : filled(dtype, {kHeads, chunk, kHeadSize}));
+      // Different sums, so that queries choose different chunks.
+      if (sum) pages.back().as<float>()[(begin / chunk * 37) % (kHeads * kHeadSize)] += 1;
+      list->push_back(pages.back().view().data());
+    }
+  }
+  const KvChunks kv{chunk, length, dtype, keys, values, sums};
+  const std::vector<int64_t> offsets{0, rows};
+  const Buffer q = filled(DType::f32, {rows, kHeads * kHeadSize});
+  Buffer y(ops->active(), {rows, kHeads * kHeadSize});
+  for (auto _ : state) ops->chunk_attention({q, offsets, std::span(&kv, 1), top_k, y});
+  double seen = 0;
+  for (int64_t position = length - rows; position < length; ++position) {
+    seen += static_cast<double>(position % chunk + 1 + std::min(position / chunk, top_k - 1) * chunk);
+  }
+  rate(state, "GFLOP/s", seen * kHeads * kHeadSize * 4);
+  if (rows == 1) rate(state, "GB/s", seen * kHeads * static_cast<double>(bytes_of(dtype, 2 * kHeadSize)));
+}
+void attention_sizes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"rows", "length", "chunk", "top_k", "threads"});
+  for (const int64_t threads : {1, 0}) {
+    b->Args({1, 32768, 2048, 3, threads})->Args({1, 65536, 64, 4, threads});
+    b->Args({512, 512, 2048, 3, threads})
+        ->Args({512, 32768, 2048, 3, threads})
+        ->Args({512, 65536, 64, 4, threads});
+    b->Args({4096, 8192, 2048, 3, threads});
+  }
+}
+BENCHMARK_CAPTURE(attention, f32, DType::f32)->Apply(attention_sizes);
+BENCHMARK_CAPTURE(attention, bf16, DType::bf16)->Apply(attention_sizes);
+
+}  // namespace
+}  // namespace rwkvx
+
+BENCHMARK_MAIN();

@@ -1,0 +1,143 @@
+/// Attention with the queries in the lanes: 2 vectors of queries against blocks of keys. Scores, softmax and
+/// sums then never cross lanes, keys and values are read as stored, and any queries can share a vector.
+#if defined(RWKVX_OPS_CPU_ATTENTION_TILES_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RWKVX_OPS_CPU_ATTENTION_TILES_INL_H_
+#undef RWKVX_OPS_CPU_ATTENTION_TILES_INL_H_
+#else
+#define RWKVX_OPS_CPU_ATTENTION_TILES_INL_H_
+#endif
+
+#include <algorithm>
+
+#include "ops/cpu/simd-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace rwkvx::cpu::HWY_NAMESPACE {
+
+constexpr int kQueryVectors = 2;
+constexpr int64_t kQueries = kQueryVectors * kLanes;
+constexpr int kTile = kLanes == 16 ? 8 : 4;  // rows of a register tile; kTile · kQueryVectors accumulators
+constexpr int64_t kKeyBlock = 32;            // keys, values, scores and queries fit the first-level cache
+static_assert(kHeadSize % kTile == 0 && kKeyBlock % kTile == 0);
+
+/// tile[i][v] += Σₖ row(i, k) · columns[k, v], k < count; columns are vectors of queries, kQueries apart.
+template <int kVectors, typename Row>
+HWY_INLINE void multiply_tile(V (&tile)[kTile][kVectors], const Row& row, const float* columns,
+                              int64_t count) {
+  for (int64_t k = 0; k < count; ++k) {
+    V column[kVectors];
+    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+      column[v] = hn::Load(F(), columns + k * kQueries + v * kLanes);
+    }
+    RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
+      const V x = set(row(i, k));
+      RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) tile[i][v] = hn::MulAdd(x, column[v], tile[i][v]);
+    }
+  }
+}
+
+/// 2 vectors of queries and their running softmaxes, transposed.
+struct QueryBlock {
+  HWY_ALIGN float q[kHeadSize * kQueries];       // [n, query], scaled with 1/√N
+  HWY_ALIGN float values[kHeadSize * kQueries];  // [n, query]
+  HWY_ALIGN float scores[kKeyBlock * kQueries];
+  HWY_ALIGN float positions[kQueries];  // in the own chunk, for the causal mask
+  HWY_ALIGN float highest[kQueries], total[kQueries];
+
+  void clear() {
+    std::fill(std::begin(values), std::end(values), 0.0f);
+    std::fill(std::begin(total), std::end(total), 0.0f);
+    std::fill(std::begin(highest), std::end(highest), -1e30f);  // finite: the first difference is a number
+  }
+};
+
+/// Keys first .. first + count ≤ kKeyBlock (float32 [count, N]) join the softmaxes. With kCausal a query sees
+/// those up to its position; the first block of all must have one for each query.
+template <bool kCausal>
+HWY_INLINE void attend_block(QueryBlock& block, const float* keys, const float* values, int64_t first,
+                             int64_t count) {
+  constexpr int kV = kQueryVectors;
+  V highest[kV], before[kV], total[kV], position[kV];
+  RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
+    before[v] = highest[v] = load(block.highest + v * kLanes);
+    position[v] = load(block.positions + v * kLanes);
+  }
+  for (int64_t key = 0; key < count; key += kTile) {
+    // The last tile may be short: its rows repeat the last key, and their scores are not used.
+    V tile[kTile][kV];
+    RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
+      RWKVX_UNROLL for (int v = 0; v < kV; ++v) tile[i][v] = zero();
+    }
+    const float* rows[kTile];
+    RWKVX_UNROLL for (int i = 0; i < kTile; ++i) rows[i] = keys + std::min(key + i, count - 1) * kHeadSize;
+    multiply_tile(
+        tile, [&](int i, int64_t n) { return rows[i][n]; }, block.q, kHeadSize);
+    RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
+      if (key + i >= count) break;
+      RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
+        if constexpr (kCausal) {
+          const auto hidden = hn::Gt(set(static_cast<float>(first + key + i)), position[v]);
+          tile[i][v] = hn::IfThenElse(hidden, set(-INFINITY), tile[i][v]);
+        }
+        highest[v] = hn::Max(highest[v], tile[i][v]);
+        store(tile[i][v], block.scores + (key + i) * kQueries + v * kLanes);
+      }
+    }
+  }
+  V scale[kV];
+  RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
+    scale[v] = exp(hn::Sub(before[v], highest[v]));
+    total[v] = hn::Mul(load(block.total + v * kLanes), scale[v]);
+  }
+  for (int64_t key = 0; key < count; ++key) {
+    RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
+      float* score = block.scores + key * kQueries + v * kLanes;
+      const V p = exp(hn::Sub(load(score), highest[v]));
+      total[v] = hn::Add(total[v], p);
+      store(p, score);
+    }
+  }
+  RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
+    store(highest[v], block.highest + v * kLanes);
+    store(total[v], block.total + v * kLanes);
+  }
+  for (int64_t n = 0; n < kHeadSize; n += kTile) {
+    V tile[kTile][kV];
+    RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
+      RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
+        tile[i][v] = hn::Mul(load(block.values + (n + i) * kQueries + v * kLanes), scale[v]);
+      }
+    }
+    multiply_tile(
+        tile, [&](int i, int64_t key) { return values[key * kHeadSize + n + i]; }, block.scores, count);
+    RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
+      RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
+        store(tile[i][v], block.values + (n + i) * kQueries + v * kLanes);
+      }
+    }
+  }
+}
+
+/// Keys 0 .. count of a page join the softmaxes of the block.
+template <bool kCausal, typename T>
+HWY_INLINE void attend_page(QueryBlock& block, const T* keys, const T* values, int64_t count) {
+  HWY_ALIGN float key_block[kKeyBlock * kHeadSize], value_block[kKeyBlock * kHeadSize];
+  for (int64_t first = 0; first < count; first += kKeyBlock) {
+    const int64_t keys_here = std::min(kKeyBlock, count - first);
+    const T *key = keys + first * kHeadSize, *value = values + first * kHeadSize;
+    if constexpr (std::is_same_v<T, const float>) {
+      attend_block<kCausal>(block, key, value, first, keys_here);
+    } else {
+      for (int64_t i = 0; i < keys_here * kHeadSize; i += kLanes) {
+        store(load(key + i), key_block + i);
+        store(load(value + i), value_block + i);
+      }
+      attend_block<kCausal>(block, key_block, value_block, first, keys_here);
+    }
+  }
+}
+
+}  // namespace rwkvx::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif
