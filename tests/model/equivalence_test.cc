@@ -25,9 +25,9 @@ struct Subject {
 /// The hybrids run with small chunks, so that few tokens make many of them. Tests of a few positions end
 /// before the first selection, at chunk size times top-k.
 Subject subject(const std::string& name) {
-  if (name == "rwkv7") return {"rwkv7", test::data("goldens/rwkv7/model.safetensors"), {}, 77};
-  if (name == "rwkvx") return {"rwkvx", test::data("goldens/rwkvx/model.safetensors"), {{6}, {4}}, 83};
-  return {"proto", test::models("rwkvx-proto-1.3m.gguf"), {{4}, {4}}, 61};
+  if (name == "rwkv7") return {"rwkv7", test::data("goldens/rwkv7/model.safetensors"), {}, 50};
+  if (name == "rwkvx") return {"rwkvx", test::data("goldens/rwkvx/model.safetensors"), {{6}, {4}}, 61};
+  return {"proto", test::models("rwkvx-proto-1.3m.gguf"), {{4}, {4}}, 41};
 }
 
 struct Case {
@@ -225,7 +225,10 @@ std::vector<Case> cases() {
   std::vector<Case> all;
   for (const char* backend : {"reference", "cpu"}) {
     for (const Precision precision : {Precision::f32, Precision::bf16}) {
-      for (const char* model : {"rwkv7", "rwkvx", "proto"}) all.push_back({model, backend, precision});
+      for (const char* model : {"rwkv7", "rwkvx"}) all.push_back({model, backend, precision});
+      // The largest, where the reference takes longest.
+      if (backend != std::string("reference") || precision == Precision::f32)
+        all.push_back({"proto", backend, precision});
     }
   }
   return all;
