@@ -41,7 +41,7 @@ void PrintTo(const Case& c, std::ostream* out) { *out << c.model << " on " << c.
 class EquivalenceTest : public testing::TestWithParam<Case> {
  protected:
   /// The reference computes every row by itself, in one order: equal computations agree in every bit. The cpu
-  /// backend adds in another order for each shape; docs/decisions/0010-bf16-bound.md derives its bounds. In
+  /// backend adds in another order for each shape; docs/decisions/0007-bf16-bound.md derives its bounds. In
   /// bf16 a rounding may turn out otherwise, and where two chunks almost tie, a selection: one position in
   /// ten may be further off.
   void expect_same(std::span<const float> got, std::span<const float> expected, const std::string& what) {

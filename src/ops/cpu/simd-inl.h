@@ -7,6 +7,8 @@
 #define RWKVX_OPS_CPU_SIMD_INL_H_
 #endif
 
+#include <cmath>
+
 #include "base/assert.h"
 #include "hwy/highway.h"
 #include "ops/ops.h"
@@ -86,13 +88,14 @@ HWY_INLINE V clamp(V x, float low, float high) {
   return hn::IfThenElse(hn::Gt(x, set(high)), set(high), x);
 }
 
-/// Within 2 units in the last place; 0 and infinity beyond the range of float32.
+/// Within 2 units in the last place; 0 below the smallest normal number, infinity above e^88.
 HWY_INLINE V exp(V x) {
   V n;
-  const V p = hn::Add(reduced_expm1(clamp(x, -104.0f, 89.0f), n), set(1.0f));
-  // 2^n in two factors: n reaches −150 and 128.
-  const V half = hn::Floor(hn::Mul(n, set(0.5f)));
-  return hn::Mul(hn::Mul(p, power_of_two(half)), power_of_two(hn::Sub(n, half)));
+  const V p = hn::Add(reduced_expm1(x, n), set(1.0f));
+  const V y = hn::Mul(p, power_of_two(n));
+  // What is out of range is replaced, infinities too; NaN stays NaN (the comparisons are false).
+  const V not_small = hn::IfThenElse(hn::Lt(x, set(-87.0f)), zero(), y);
+  return hn::IfThenElse(hn::Gt(x, set(88.0f)), set(INFINITY), not_small);
 }
 
 HWY_INLINE V sigmoid(V x) { return hn::Div(set(1.0f), hn::Add(set(1.0f), exp(hn::Neg(x)))); }
