@@ -35,6 +35,11 @@ int main(int argc, char** argv) {
   cli::add_detokenize(app);
   cli::add_convert(app);
   try {
+    // CLI11 would only say that a command is missing.
+    if (argc > 1 && argv[1][0] != '-' &&
+        app.get_subcommands([&](CLI::App* command) { return command->check_name(argv[1]); }).empty()) {
+      throw UsageError(fmt::format("there is no command '{}'; rwkvx --help lists them", printable(argv[1])));
+    }
     app.parse(argc, argv);
     return 0;
   } catch (const CLI::ParseError& error) {
