@@ -37,6 +37,5 @@ function(rwkvx_test name)
   else()
     target_compile_options(${name} PRIVATE -O1)
   endif()
-  # Several tests run at once: their threads must not spin on each other's cores (docs/decisions/0008).
-  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 600 ENVIRONMENT "GOMP_SPINCOUNT=2000")
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 120 PROPERTIES TIMEOUT 600)
 endfunction()

@@ -3,7 +3,6 @@
 #include <new>
 
 #include "base/error.h"
-#include "cli/openmp_wait.h"
 #include "cli/options.h"
 #include "cli/terminal.h"
 
@@ -24,7 +23,6 @@ std::string usage_message(const CLI::App* app, const CLI::Error& error) {
 
 int main(int argc, char** argv) {
   using namespace rwkvx;
-  cli::limit_openmp_spinning(argv);
   CLI::App app{"rwkvx: runs RWKV-7 and RWKV-X language models", "rwkvx"};
   app.require_subcommand(1);
   app.set_version_flag("--version", RWKVX_VERSION);

@@ -8,13 +8,10 @@
 #include "ops/cpu/attention.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/linear.h"
-#include "ops/cpu/threads.h"
+#include "ops/cpu/thread_pool.h"
 
 namespace rwkvx {
 namespace {
-
-using cpu::parallel_for;
-using cpu::parallel_tasks;
 
 /// Rows of `width` elements that are worth a second thread, for operations that touch every element once or
 /// twice.
@@ -25,8 +22,8 @@ class CpuOps final : public Ops {
   CpuOps(Precision precision, int threads)
       : precision_(precision),
         active_(precision == Precision::bf16 && cpu::has_bf16_products() ? DType::bf16 : DType::f32),
-        threads_(threads),
-        linear_(threads),
+        pool_(threads),
+        linear_(pool_),
         attention_scratch_(static_cast<size_t>(threads)) {}
 
   std::string_view name() const override { return "cpu"; }
@@ -45,13 +42,13 @@ class CpuOps final : public Ops {
   }
 
   void embed(std::span<const int32_t> tokens, ConstView table, View y) override {
-    parallel_for(threads_, y.dim(0), row_grain(y.dim(1)),
-                 [&](int64_t begin, int64_t end) { cpu::embed_rows(tokens, table, y, begin, end); });
+    pool_.run_ranges(y.dim(0), row_grain(y.dim(1)),
+                     [&](int64_t begin, int64_t end) { cpu::embed_rows(tokens, table, y, begin, end); });
   }
 
   void layer_norm(ConstView x, ConstView gain, ConstView bias, float eps, View y) override {
     RWKVX_ASSERT(x.dim(1) % kHeadSize == 0);
-    parallel_for(threads_, x.dim(0), row_grain(x.dim(1)), [&](int64_t begin, int64_t end) {
+    pool_.run_ranges(x.dim(0), row_grain(x.dim(1)), [&](int64_t begin, int64_t end) {
       cpu::layer_norm_rows(x, gain, bias, eps, y, begin, end);
     });
   }
@@ -61,7 +58,7 @@ class CpuOps final : public Ops {
     RWKVX_ASSERT(x.dim(1) % kHeadSize == 0);
     const int64_t width = x.dim(1), grain = row_grain(width * static_cast<int64_t>(y.size() + 1));
     const float* rows = x.as<float>();
-    parallel_for(threads_, x.dim(0), grain, [&](int64_t begin, int64_t end) {
+    pool_.run_ranges(x.dim(0), grain, [&](int64_t begin, int64_t end) {
       for (size_t s = 0; s + 1 < offsets.size(); ++s) {
         const int64_t first = std::max(begin, offsets[s]), stop = std::min(end, offsets[s + 1]);
         if (first >= stop) continue;
@@ -79,15 +76,15 @@ class CpuOps final : public Ops {
   void linear(std::span<const LinearCall> calls) override { linear_.run(calls); }
 
   void wkv7_operands(const Wkv7Operands& call) override {
-    parallel_for(threads_, call.k.dim(0), row_grain(8 * call.k.dim(1)),
-                 [&](int64_t begin, int64_t end) { cpu::wkv7_operands_rows(call, begin, end); });
+    pool_.run_ranges(call.k.dim(0), row_grain(8 * call.k.dim(1)),
+                     [&](int64_t begin, int64_t end) { cpu::wkv7_operands_rows(call, begin, end); });
   }
 
   void wkv7(const Wkv7Call& call) override {
     const int64_t heads = call.r.dim(1) / kHeadSize;
     const auto sequences = static_cast<int64_t>(call.states.size());
     const bool worth_it = call.r.dim(0) * heads >= 16;
-    parallel_tasks(threads_, sequences * heads, worth_it, [&](int64_t task, int) {
+    run_tasks(sequences * heads, worth_it, [&](int64_t task, int) {
       const auto s = static_cast<size_t>(task / heads);
       const int64_t h = task % heads;
       float* state = static_cast<float*>(call.states[s]) + h * kHeadSize * kHeadSize;
@@ -96,15 +93,15 @@ class CpuOps final : public Ops {
   }
 
   void wkv7_output(const Wkv7Output& call) override {
-    parallel_for(threads_, call.x.dim(0), row_grain(4 * call.x.dim(1)),
-                 [&](int64_t begin, int64_t end) { cpu::wkv7_output_rows(call, begin, end); });
+    pool_.run_ranges(call.x.dim(0), row_grain(4 * call.x.dim(1)),
+                     [&](int64_t begin, int64_t end) { cpu::wkv7_output_rows(call, begin, end); });
   }
 
   void kv_append(ConstView k, ConstView v, std::span<const int64_t> offsets,
                  std::span<const KvChunks> kv) override {
     const int64_t heads = k.dim(1) / kHeadSize;
     const auto sequences = static_cast<int64_t>(kv.size());
-    parallel_tasks(threads_, sequences * heads, k.elements() >= (1 << 16), [&](int64_t task, int) {
+    run_tasks(sequences * heads, k.elements() >= (1 << 16), [&](int64_t task, int) {
       const auto s = static_cast<size_t>(task / heads);
       cpu::kv_append_head(k, v, offsets[s], offsets[s + 1], kv[s], task % heads);
     });
@@ -114,7 +111,7 @@ class CpuOps final : public Ops {
     RWKVX_ASSERT(call.top_k >= 1);
     const int64_t heads = call.q.dim(1) / kHeadSize;
     // Few heads for many threads: shorter tasks, though long ones let more queries share a chunk's keys.
-    const int64_t parts = std::max<int64_t>(1, 4 * threads_ / heads);
+    const int64_t parts = std::max<int64_t>(1, 4 * pool_.threads() / heads);
     const int64_t most = std::clamp<int64_t>(call.q.dim(0) / parts, 128, cpu::kMostTaskRows);
     attention_tasks_.clear();
     int64_t keys = 0;
@@ -126,11 +123,11 @@ class CpuOps final : public Ops {
         for (int64_t head = 0; head < heads; ++head) attention_tasks_.push_back({&call, s, head, begin, end});
       }
     }
-    parallel_tasks(threads_, static_cast<int64_t>(attention_tasks_.size()), keys * heads >= 2000,
-                   [&](int64_t task, int thread) {
-                     cpu::attend(attention_tasks_[static_cast<size_t>(task)],
-                                 attention_scratch_[static_cast<size_t>(thread)]);
-                   });
+    run_tasks(static_cast<int64_t>(attention_tasks_.size()), keys * heads >= 2000,
+              [&](int64_t task, int thread) {
+                cpu::attend(attention_tasks_[static_cast<size_t>(task)],
+                            attention_scratch_[static_cast<size_t>(thread)]);
+              });
   }
 
   void gather_rows(ConstView x, std::span<const int64_t> rows, View y) override {
@@ -150,9 +147,15 @@ class CpuOps final : public Ops {
   }
 
  private:
+  template <typename Body>
+  void run_tasks(int64_t count, bool worth_threads, const Body& body) {
+    if (worth_threads) return pool_.run(count, body);
+    for (int64_t task = 0; task < count; ++task) body(task, 0);
+  }
+
   Precision precision_;
   DType active_;
-  int threads_;
+  cpu::ThreadPool pool_;
   cpu::Linear linear_;
   std::vector<cpu::AttentionTask> attention_tasks_;
   std::vector<cpu::AttentionScratch> attention_scratch_;  // one for each thread

@@ -2,7 +2,6 @@
 
 #include "base/assert.h"
 #include "ops/cpu/linear_decode.h"
-#include "ops/cpu/threads.h"
 
 namespace rwkvx::cpu {
 namespace {
@@ -29,9 +28,11 @@ void Linear::run(std::span<const LinearCall> calls) {
     RWKVX_ASSERT(call.x.dim(0) == call.y.dim(0));
   }
   run_few(calls);
+  many_.clear();
   for (const LinearCall& call : calls) {
-    if (!few(call)) many_rows_.run(call);
+    if (!few(call)) many_.push_back(&call);
   }
+  many_rows_.run(many_);
 }
 
 /// The products of few rows among the calls, in one parallel region.
@@ -53,7 +54,7 @@ void Linear::run_few(std::span<const LinearCall> calls) {
     input += spread_elements(call);
   }
   constexpr uint64_t kWorthThreads = 256 << 10;  // bytes: some 10 µs of one core
-  parallel_tasks(threads_, tasks, weight_bytes >= kWorthThreads, [&](int64_t task, int) {
+  const auto run_task = [&](int64_t task, int) {
     const float* x = inputs;
     for (const LinearCall& call : calls) {
       if (!few(call)) continue;
@@ -61,7 +62,9 @@ void Linear::run_few(std::span<const LinearCall> calls) {
       task -= blocks(call);
       x += spread_elements(call);
     }
-  });
+  };
+  if (weight_bytes >= kWorthThreads) return pool_.run(tasks, run_task);
+  for (int64_t task = 0; task < tasks; ++task) run_task(task, 0);
 }
 
 void Linear::run_block(const LinearCall& call, const float* x, int64_t first) const {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
 #include "ops/cpu/linear_decode.h"
 #include "ops/cpu/linear_prefill.h"
@@ -12,7 +13,7 @@ namespace rwkvx::cpu {
 /// Ops::linear(): chooses by the number of rows.
 class Linear {
  public:
-  explicit Linear(int threads) : threads_(threads), bf16_dot_(has_bf16_dot()), many_rows_(threads) {}
+  explicit Linear(ThreadPool& pool) : pool_(pool), bf16_dot_(has_bf16_dot()), many_rows_(pool) {}
   void run(std::span<const LinearCall> calls);
 
  private:
@@ -21,10 +22,11 @@ class Linear {
   bool by_bf16_dot(const LinearCall& call) const;
   int64_t spread_elements(const LinearCall& call) const;
 
-  int threads_;
+  ThreadPool& pool_;
   bool bf16_dot_;
   ManyRows many_rows_;
   Scratch inputs_;
+  std::vector<const LinearCall*> many_;
 };
 
 }  // namespace rwkvx::cpu

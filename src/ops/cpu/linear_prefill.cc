@@ -1,14 +1,15 @@
 #include "ops/cpu/linear_prefill.h"
 
+#include <omp.h>
+
 #include <compare>
 #include <dnnl.hpp>
-#include <unordered_map>
+#include <map>
 
 #include "base/error.h"
 #include "hwy/highway.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/scratch.h"
-#include "ops/cpu/threads.h"
 
 namespace rwkvx::cpu {
 
@@ -18,7 +19,7 @@ bool has_bf16_products() {
   return (isa & wanted) == wanted && (hwy::SupportedTargets() & HWY_AVX3) != 0;
 }
 
-/// What a product is compiled for.
+/// What a product is made for.
 struct ManyRows::Key {
   int64_t rows, in, out;
   int64_t y_stride;  ///< elements between rows of y
@@ -33,14 +34,45 @@ struct ManyRows::Product {
   dnnl::matmul matmul;
 };
 
+/// A block of one call's results.
+struct ManyRows::Part {
+  const LinearCall* call;
+  const Product* product;
+  const void* x;  ///< of the block's first row, in the product's type
+  int64_t row, rows, out, outs;
+};
+
+struct ManyRows::ThreadState {
+  explicit ThreadState(const dnnl::engine& engine) : stream(engine) {}
+  dnnl::stream stream;
+  Scratch scratchpad, weight, y;
+};
+
 struct ManyRows::State {
   dnnl::engine engine{dnnl::engine::kind::cpu, 0};
-  dnnl::stream stream{engine};
   std::map<Key, Product> products;
-  Scratch scratchpad, x, weight, y;
+  std::vector<Part> parts;
+  std::vector<std::unique_ptr<ThreadState>> threads;
+  Scratch converted_x;
 };
 
 namespace {
+
+constexpr int64_t kMostRows = 512;  // of a part; long prompts then come in parts of one size
+constexpr int64_t kMostOuts = 256;
+constexpr int64_t kLeastOuts = 64;
+
+/// oneDNN's team in this thread is this thread, for a scope.
+class OneThread {
+ public:
+  OneThread() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
+  ~OneThread() { omp_set_num_threads(before_); }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  int before_;
+};
 
 dnnl::memory::data_type dnnl_type(DType dtype) {
   return dtype == DType::bf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
@@ -69,16 +101,33 @@ dnnl::primitive_attr attributes(Activation activation, bool add) {
   return attr;
 }
 
+/// The type that a call multiplies in: x's, or float32 where weights of another type would lose bits in it.
+DType product_type(const LinearCall& call) {
+  return call.x.dtype() == call.w->weight.dtype() ? call.x.dtype() : DType::f32;
+}
+/// Results pass through float32 memory before they are rounded: oneDNN has no f32 × f32 → bf16.
+bool rounds_later(const LinearCall& call) {
+  return product_type(call) == DType::f32 && call.y.dtype() != DType::f32;
+}
+
+const std::byte* at(const ConstView& view, int64_t element) {
+  return static_cast<const std::byte*>(view.data()) + bytes_of(view.dtype(), element);
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 }  // namespace
 
-ManyRows::ManyRows(int threads) : threads_(threads), state_(std::make_unique<State>()) {}
+ManyRows::ManyRows(ThreadPool& pool) : pool_(pool), state_(std::make_unique<State>()) {
+  for (int i = 0; i < pool.threads(); ++i) {
+    state_->threads.push_back(std::make_unique<ThreadState>(state_->engine));
+  }
+}
 ManyRows::~ManyRows() = default;
 
 const ManyRows::Product& ManyRows::product(const Key& key) {
-  auto found = state_->products.find(key);
+  const auto found = state_->products.find(key);
   if (found != state_->products.end()) return found->second;
-  constexpr size_t kMostProducts = 512;  // a server sees any number of rows; oneDNN keeps the code for longer
-  if (state_->products.size() >= kMostProducts) state_->products.clear();
   const auto type = dnnl_type(key.type);
   const dnnl::memory::desc x({key.rows, key.in}, type, dnnl::memory::dims{key.in, 1});
   const dnnl::memory::desc weight({key.in, key.out}, type, dnnl::memory::dims{1, key.in});
@@ -89,79 +138,94 @@ const ManyRows::Product& ManyRows::product(const Key& key) {
   return state_->products.emplace(key, std::move(made)).first->second;
 }
 
-void ManyRows::multiply(const Key& key, const void* x, const void* weight, void* y) {
+void ManyRows::run(std::span<const LinearCall* const> calls) {
+  if (calls.empty()) return;
+  const OneThread scope;
+  constexpr size_t kMostProducts = 1024;  // a server sees any number of rows
+  if (state_->products.size() > kMostProducts) state_->products.clear();
+  state_->parts.clear();
+  int64_t converted = 0, outs = 0;
+  for (const LinearCall* call : calls) {
+    if (call->x.dtype() != product_type(*call)) converted += call->x.elements();
+    outs += call->w->out() * ceil_div(call->x.dim(0), kMostRows);
+  }
+  float* to = state_->converted_x.take<float>(converted);
+  // Enough parts for every thread to get several.
+  const int64_t block =
+      std::clamp(outs / (3 * pool_.threads()) / kLeastOuts * kLeastOuts, kLeastOuts, kMostOuts);
   try {
-    const TeamSize team(threads_);
-    const Product& p = product(key);
-    const auto memory = [&](const dnnl::memory::desc& desc, const void* data) {
-      return dnnl::memory(desc, state_->engine, const_cast<void*>(data));
-    };
-    void* scratchpad = state_->scratchpad.take<std::byte>(static_cast<int64_t>(p.scratchpad.get_size()));
-    p.matmul.execute(state_->stream, {{DNNL_ARG_SRC, memory(p.x, x)},
-                                      {DNNL_ARG_WEIGHTS, memory(p.weight, weight)},
-                                      {DNNL_ARG_DST, memory(p.y, y)},
-                                      {DNNL_ARG_SCRATCHPAD, memory(p.scratchpad, scratchpad)}});
-    state_->stream.wait();
-  } catch (const dnnl::error& error) {
-    fail("oneDNN cannot multiply [{}, {}] with [{}, {}] ({}): {}", key.rows, key.in, key.in, key.out,
-         rwkvx::name(key.type), error.what());
-  }
-}
-
-void ManyRows::run(const LinearCall& call) {
-  const DType type = call.x.dtype();
-  if (type != call.w->weight.dtype() || (type == DType::f32 && call.y.dtype() != DType::f32)) {
-    return run_converted(call);
-  }
-  const int64_t out = call.w->out();
-  multiply({call.x.dim(0), call.w->in(), out, out, type, call.y.dtype(), call.activation, call.add},
-           call.x.data(), call.w->weight.data(), call.y.data());
-}
-
-/// In float32, for blocks of outputs whose converted weights and results stay in the cache.
-void ManyRows::run_converted(const LinearCall& call) {
-  const int64_t rows = call.x.dim(0), in = call.w->in(), out = call.w->out();
-  const ConstView& weight = call.w->weight;
-  const void* x = call.x.data();
-  if (call.x.dtype() != DType::f32) {
-    float* copy = state_->x.take<float>(rows * in);
-    parallel_for(threads_, rows, 1, [&](int64_t begin, int64_t end) {
-      convert(static_cast<const std::byte*>(x) + bytes_of(call.x.dtype(), begin * in), call.x.dtype(),
-              copy + begin * in, DType::f32, (end - begin) * in);
-    });
-    x = copy;
-  }
-  constexpr int64_t kBlockElements = 1 << 20;
-  const int64_t block = std::min(out, std::max<int64_t>(64, kBlockElements / std::max(in, rows) / 64 * 64));
-  const bool direct = call.y.dtype() == DType::f32;
-  for (int64_t begin = 0; begin < out; begin += block) {
-    const int64_t outs = std::min(block, out - begin);
-    const std::byte* from =
-        static_cast<const std::byte*>(weight.data()) + bytes_of(weight.dtype(), begin * in);
-    const void* block_weight = from;
-    if (weight.dtype() != DType::f32) {
-      float* copy = state_->weight.take<float>(outs * in);
-      parallel_for(threads_, outs, 1, [&](int64_t first, int64_t last) {
-        convert(from + bytes_of(weight.dtype(), first * in), weight.dtype(), copy + first * in, DType::f32,
-                (last - first) * in);
-      });
-      block_weight = copy;
-    }
-    float* y = direct ? call.y.as<float>() + begin : state_->y.take<float>(rows * outs);
-    const int64_t stride = direct ? out : outs;
-    const auto bytes = [&](int64_t r) {
-      return static_cast<std::byte*>(call.y.data()) + bytes_of(call.y.dtype(), r * out + begin);
-    };
-    if (!direct && call.add) {
-      for (int64_t r = 0; r < rows; ++r) convert(bytes(r), call.y.dtype(), y + r * stride, DType::f32, outs);
-    }
-    multiply({rows, in, outs, stride, DType::f32, DType::f32, call.activation, call.add}, x, block_weight, y);
-    if (direct) continue;
-    parallel_for(threads_, rows, 64, [&](int64_t first, int64_t last) {
-      for (int64_t r = first; r < last; ++r) {
-        convert(y + r * stride, DType::f32, bytes(r), call.y.dtype(), outs);
+    for (const LinearCall* call : calls) {
+      const void* x = call->x.data();
+      if (call->x.dtype() != product_type(*call)) {
+        pool_.run_ranges(call->x.elements(), 1 << 15, [&](int64_t begin, int64_t end) {
+          convert(at(call->x, begin), call->x.dtype(), to + begin, DType::f32, end - begin);
+        });
+        x = to;
+        to += call->x.elements();
       }
+      add_parts(*call, x, block);
+    }
+    pool_.run(static_cast<int64_t>(state_->parts.size()), [&](int64_t part, int thread) {
+      run_part(state_->parts[static_cast<size_t>(part)], *state_->threads[static_cast<size_t>(thread)]);
     });
+  } catch (const dnnl::error& error) {
+    const LinearCall& call = *calls[0];
+    fail("oneDNN cannot multiply [{}, {}] {} with [{}, {}] {}: {}", call.x.dim(0), call.w->in(),
+         rwkvx::name(call.x.dtype()), call.w->in(), call.w->out(), rwkvx::name(call.w->weight.dtype()),
+         error.what());
+  }
+}
+
+void ManyRows::add_parts(const LinearCall& call, const void* x, int64_t block) {
+  const int64_t rows = call.x.dim(0), in = call.w->in(), out = call.w->out();
+  const DType type = product_type(call);
+  for (int64_t o = 0; o < out; o += block) {
+    const int64_t outs = std::min(block, out - o);
+    for (int64_t row = 0; row < rows; row += kMostRows) {
+      const int64_t rows_here = std::min(kMostRows, rows - row);
+      const bool later = rounds_later(call);
+      const Product& p = product({rows_here, in, outs, later ? outs : out, type,
+                                  later ? DType::f32 : call.y.dtype(), call.activation, call.add});
+      const void* x_here = static_cast<const std::byte*>(x) + bytes_of(type, row * in);
+      state_->parts.push_back({&call, &p, x_here, row, rows_here, o, outs});
+    }
+  }
+}
+
+void ManyRows::run_part(const Part& part, ThreadState& thread) const {
+  const LinearCall& call = *part.call;
+  const ConstView& weight = call.w->weight;
+  const int64_t in = call.w->in(), out = call.w->out();
+  const void* w = at(weight, part.out * in);
+  if (product_type(call) != weight.dtype()) {
+    float* copy = thread.weight.take<float>(part.outs * in);
+    convert(w, weight.dtype(), copy, DType::f32, part.outs * in);
+    w = copy;
+  }
+  const auto y_row = [&](int64_t r) {
+    return const_cast<std::byte*>(at(call.y, (part.row + r) * out + part.out));
+  };
+  const bool later = rounds_later(call);
+  float* rounded_later = later ? thread.y.take<float>(part.rows * part.outs) : nullptr;
+  if (later && call.add) {
+    for (int64_t r = 0; r < part.rows; ++r) {
+      convert(y_row(r), call.y.dtype(), rounded_later + r * part.outs, DType::f32, part.outs);
+    }
+  }
+  const auto memory = [&](const dnnl::memory::desc& desc, const void* data) {
+    return dnnl::memory(desc, state_->engine, const_cast<void*>(data));
+  };
+  const Product& p = *part.product;
+  void* scratchpad = thread.scratchpad.take<std::byte>(static_cast<int64_t>(p.scratchpad.get_size()));
+  p.matmul.execute(thread.stream,
+                   {{DNNL_ARG_SRC, memory(p.x, part.x)},
+                    {DNNL_ARG_WEIGHTS, memory(p.weight, w)},
+                    {DNNL_ARG_DST, memory(p.y, later ? static_cast<void*>(rounded_later) : y_row(0))},
+                    {DNNL_ARG_SCRATCHPAD, memory(p.scratchpad, scratchpad)}});
+  thread.stream.wait();
+  if (!later) return;
+  for (int64_t r = 0; r < part.rows; ++r) {
+    convert(rounded_later + r * part.outs, DType::f32, y_row(r), call.y.dtype(), part.outs);
   }
 }
 

@@ -1,8 +1,10 @@
 #pragma once
 
-#include <map>
 #include <memory>
+#include <span>
+#include <vector>
 
+#include "ops/cpu/thread_pool.h"
 #include "ops/ops.h"
 
 namespace rwkvx::cpu {
@@ -10,24 +12,26 @@ namespace rwkvx::cpu {
 /// True where bf16 × bf16 → f32 products are faster than f32 ones: AVX512_BF16 or AMX.
 bool has_bf16_products();
 
-/// Products of many rows, by oneDNN. Weights are read as the file holds them, a transposed plain matrix:
-/// packing them ahead gains a few percent and would keep a second copy. Types other than x's are converted
-/// block by block.
+/// Products of many rows: oneDNN multiplies blocks of outputs, each in one of our threads. Weights are read
+/// as the file holds them, as a transposed plain matrix: packing them ahead gains a few percent and would
+/// keep a second copy. Types other than x's are converted block by block.
 class ManyRows {
  public:
-  explicit ManyRows(int threads);
+  explicit ManyRows(ThreadPool& pool);
   ~ManyRows();
-  void run(const LinearCall& call);
+  void run(std::span<const LinearCall* const> calls);
 
  private:
-  struct Product;
   struct Key;
-  const Product& product(const Key& key);
-  void multiply(const Key& key, const void* x, const void* weight, void* y);
-  void run_converted(const LinearCall& call);
-
+  struct Product;
+  struct Part;
+  struct ThreadState;
   struct State;
-  int threads_;
+  const Product& product(const Key& key);
+  void add_parts(const LinearCall& call, const void* x, int64_t block);
+  void run_part(const Part& part, ThreadState& thread) const;
+
+  ThreadPool& pool_;
   std::unique_ptr<State> state_;
 };
 

@@ -17,7 +17,7 @@
 // Before loops over arrays of vectors: only when all of them are unrolled do the arrays live in registers.
 // Sanitizers, which check each access, would multiply the code for nothing.
 #ifndef RWKVX_UNROLL
-#ifdef __SANITIZE_ADDRESS__
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define RWKVX_UNROLL
 #else
 #define RWKVX_UNROLL _Pragma("GCC unroll 64")

@@ -1,11 +1,11 @@
-#include "ops/cpu/threads.h"
-
 #include <sched.h>
 
 #include <fstream>
 #include <optional>
 #include <string>
 #include <thread>
+
+#include "ops/cpu/thread_pool.h"
 
 namespace rwkvx::cpu {
 namespace {

@@ -1,0 +1,89 @@
+#include "ops/cpu/thread_pool.h"
+
+#include <omp.h>
+
+#include <utility>
+
+namespace rwkvx::cpu {
+namespace {
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int threads) {
+  // With more threads than cores a watching thread takes the core of a working one.
+  spins_ = threads <= usable_cores() ? 2000 : 10;
+  for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+}
+
+ThreadPool::~ThreadPool() {
+  stop_ = true;
+  epoch_ += 2;  // still even, but another
+  epoch_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::take_tasks(int thread) noexcept {
+  try {
+    for (int64_t task = next_.fetch_add(1); task < count_; task = next_.fetch_add(1)) {
+      call_(context_, task, thread);
+    }
+  } catch (...) {
+    const std::lock_guard lock(error_mutex_);
+    if (!error_) error_ = std::current_exception();
+    next_ = count_;
+  }
+}
+
+void ThreadPool::run(int64_t count, Call call, const void* context) {
+  if (workers_.empty() || count < 2) {
+    for (int64_t task = 0; task < count; ++task) call(context, task, 0);
+    return;
+  }
+  call_ = call;
+  context_ = context;
+  count_ = count;
+  next_ = 0;
+  ++epoch_;
+  epoch_.notify_all();
+  take_tasks(0);
+  ++epoch_;
+  // Whoever came inside before the job was closed sees it through; who comes now sees that it is closed.
+  for (int spin = 0;; ++spin) {
+    const int32_t inside = inside_;
+    if (inside == 0) break;
+    if (spin < spins_) {
+      pause();
+    } else {
+      inside_.wait(inside);
+    }
+  }
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void ThreadPool::work(int thread) {
+  omp_set_num_threads(1);  // oneDNN asks OpenMP, for the calling thread: a task's products stay in it
+  uint32_t seen = 0;
+  while (!stop_) {
+    const uint32_t epoch = epoch_;
+    if (epoch == seen || epoch % 2 == 0) {
+      seen = epoch;
+      for (int spin = 0; spin < spins_ && epoch_ == seen; ++spin) pause();
+      if (epoch_ == seen) epoch_.wait(seen);
+      continue;
+    }
+    ++inside_;
+    if (epoch_ == epoch) take_tasks(thread);
+    seen = epoch;
+    if (--inside_ == 0) inside_.notify_one();
+  }
+}
+
+}  // namespace rwkvx::cpu

@@ -1,0 +1,75 @@
+#include "ops/cpu/thread_pool.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <stdexcept>
+
+namespace rwkvx::cpu {
+namespace {
+
+std::vector<int> times_run(ThreadPool& pool, int64_t count) {
+  std::vector<std::atomic<int>> times(static_cast<size_t>(count));
+  pool.run(count, [&](int64_t task, int thread) {
+    EXPECT_GE(thread, 0);
+    EXPECT_LT(thread, pool.threads());
+    ++times[static_cast<size_t>(task)];
+  });
+  return {times.begin(), times.end()};
+}
+
+TEST(ThreadPool, RunsEveryTaskOnce) {
+  for (const int threads : {1, 2, 5}) {  // more than there may be cores, too
+    ThreadPool pool(threads);
+    ASSERT_EQ(pool.threads(), threads);
+    for (int round = 0; round < 300; ++round) {
+      const int64_t count = round % 17;
+      ASSERT_THAT(times_run(pool, count), testing::AllOf(testing::SizeIs(count), testing::Each(1)));
+    }
+  }
+}
+
+TEST(ThreadPool, WakesSleepingWorkers) {
+  ThreadPool pool(3);
+  for (int round = 0; round < 5; ++round) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+    // Tasks that wait for each other: they end only when all three threads take one.
+    std::atomic<int> arrived{0};
+    pool.run(3, [&](int64_t, int) {
+      ++arrived;
+      while (arrived < 3) std::this_thread::yield();
+    });
+    EXPECT_EQ(arrived, 3);
+  }
+}
+
+TEST(ThreadPool, RangesCoverEverythingOnce) {
+  ThreadPool pool(3);
+  for (const int64_t count : {0, 1, 2, 3, 7, 100}) {
+    for (const int64_t grain : {1, 50}) {
+      std::vector<std::atomic<int>> times(static_cast<size_t>(count));
+      pool.run_ranges(count, grain, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) ++times[static_cast<size_t>(i)];
+      });
+      EXPECT_THAT(std::vector<int>(times.begin(), times.end()), testing::Each(1));
+    }
+  }
+}
+
+TEST(ThreadPool, RethrowsAndGoesOn) {
+  ThreadPool pool(3);
+  for (int round = 0; round < 20; ++round) {
+    EXPECT_THROW(pool.run(50,
+                          [](int64_t task, int) {
+                            if (task == 20) throw std::runtime_error("task 20");
+                          }),
+                 std::runtime_error);
+    EXPECT_THAT(times_run(pool, 50), testing::Each(1));
+  }
+}
+
+TEST(UsableCores, AreAtLeastOne) { EXPECT_GE(usable_cores(), 1); }
+
+}  // namespace
+}  // namespace rwkvx::cpu
