@@ -61,6 +61,9 @@ class AtomicFile {
   std::string pending_;
 };
 
+/// Throws now what AtomicFile would throw after long work.
+inline void check_writable(const Path& target) { const AtomicFile probe(target); }
+
 /// The whole file as bytes. `limit` guards against reading something enormous by mistake.
 std::string read_file(const Path& path, uint64_t limit = uint64_t{1} << 34);
 

@@ -139,7 +139,7 @@ void add_chat(CLI::App& app) {
       ->check(CLI::IsMember({"on", "off"}));
   command->add_option("--load", o->load, "Go on with a conversation saved by /save");
   command->add_option("--max-tokens", o->generation.max_tokens, "Longest answer")
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Range(int64_t{1}, kMostTokens))
       ->capture_default_str();
   command->add_option("--stop", o->generation.stops, "Also stop before this text; may be given several times")
       ->allow_extra_args(false);

@@ -39,6 +39,7 @@ void run(const GenerateOptions& options) {
   if (options.prompt.text && !options.prompt.file.empty()) {
     throw UsageError("pass either --prompt or --prompt-file, not both");
   }
+  if (!options.state_out.empty()) check_writable(options.state_out);
   const auto model = load_model(options.run.model_options());
   const auto tokenizer = load_tokenizer(model->checkpoint(), options.run.vocabulary_path());
   Session session(model);
@@ -121,7 +122,7 @@ void add_generate(CLI::App& app) {
   command
       ->add_option("--max-tokens", o->generation.max_tokens,
                    "Stop after this many tokens; 0 only reads the prompt")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(int64_t{0}, kMostTokens))
       ->capture_default_str();
   command->add_option("--stop", o->generation.stops, "Stop before this text; may be given several times")
       ->allow_extra_args(false);

@@ -1,15 +1,29 @@
 #include "cli/line_editor.h"
 
 #include <editline/readline.h>
+#include <langinfo.h>
 #include <unistd.h>
 
+#include <clocale>
 #include <cstdlib>
+#include <cstring>
 #include <iostream>
 
 namespace rwkvx::cli {
 
+namespace {
+
+/// libedit drops every character that the locale lacks; the one programs start in has only ASCII.
+void use_utf8_locale() {
+  std::setlocale(LC_CTYPE, "");
+  if (std::strcmp(::nl_langinfo(CODESET), "UTF-8") != 0) std::setlocale(LC_CTYPE, "C.UTF-8");
+}
+
+}  // namespace
+
 LineEditor::LineEditor() : interactive_(::isatty(STDIN_FILENO) != 0 && ::isatty(STDOUT_FILENO) != 0) {
   if (interactive_) {
+    use_utf8_locale();
     ::rl_initialize();
     ::using_history();
   }

@@ -97,6 +97,7 @@ void run(const LogitsOptions& options) {
   if (options.tokens.empty() == !options.text.given()) {
     throw UsageError("pass either --tokens IN.safetensors or a text (--text, --text-file)");
   }
+  check_writable(options.output);
   const auto model = load_model(options.run.model_options());
   Tokens tokens;
   if (!options.tokens.empty()) {

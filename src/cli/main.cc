@@ -6,14 +6,27 @@
 #include "cli/options.h"
 #include "cli/terminal.h"
 
+namespace {
+
+/// One line, as for every other error.
+std::string usage_message(const CLI::App* app, const CLI::Error& error) {
+  const auto commands = app->get_subcommands();
+  const auto unknown = app->remaining();
+  const std::string what = commands.empty() && !unknown.empty()
+                               ? fmt::format("there is no command '{}'", rwkvx::printable(unknown.front()))
+                               : error.what();
+  return fmt::format("rwkvx: {} (see rwkvx {}--help)\n", what,
+                     commands.empty() ? "" : commands.front()->get_name() + " ");
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   using namespace rwkvx;
   CLI::App app{"rwkvx: runs RWKV-7 and RWKV-X language models", "rwkvx"};
   app.require_subcommand(1);
   app.set_version_flag("--version", RWKVX_VERSION);
-  app.failure_message([](const CLI::App*, const CLI::Error& error) {
-    return fmt::format("rwkvx: {} (rwkvx --help, rwkvx COMMAND --help)\n", error.what());
-  });
+  app.failure_message(usage_message);
   cli::add_info(app);
   cli::add_generate(app);
   cli::add_chat(app);
@@ -22,6 +35,11 @@ int main(int argc, char** argv) {
   cli::add_detokenize(app);
   cli::add_convert(app);
   try {
+    // CLI11 would only say that a command is missing.
+    if (argc > 1 && argv[1][0] != '-' &&
+        app.get_subcommands([&](CLI::App* command) { return command->check_name(argv[1]); }).empty()) {
+      throw UsageError(fmt::format("there is no command '{}'; rwkvx --help lists them", printable(argv[1])));
+    }
     app.parse(argc, argv);
     return 0;
   } catch (const CLI::ParseError& error) {

@@ -9,6 +9,9 @@
 
 namespace rwkvx::cli {
 
+/// Bound of --max-tokens.
+inline constexpr int64_t kMostTokens = int64_t{1} << 40;
+
 /// The options of every command that runs a model.
 struct RunOptions {
   std::string model;

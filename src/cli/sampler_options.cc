@@ -26,6 +26,7 @@ void add_sampler_options(CLI::App& app, SamplerFlags& flags) {
   add("--repetition-penalty", o.repetition_penalty,
       "Divides the logits of tokens that were generated; 1 for none");
   app.add_option("--seed", flags.seed, "The same seed gives the same text; drawn and shown if not given")
+      ->check(CLI::NonNegativeNumber)
       ->group("Sampling");
 }
 

@@ -1,9 +1,11 @@
 #include "cli/terminal.h"
 
 #include <fmt/format.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -19,6 +21,12 @@ void on_interrupt(int) {
     std::signal(SIGINT, SIG_DFL);
     std::raise(SIGINT);
   }
+}
+
+/// Columns of the terminal that stderr is.
+size_t terminal_width() {
+  winsize size{};
+  return ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
 }
 
 std::string human_time(double seconds) {
@@ -63,14 +71,18 @@ void ProgressBar::update(uint64_t done, uint64_t total) {
   const std::string speed = bytes ? fmt::format("{}/s", human_bytes(static_cast<uint64_t>(rate)))
                                   : fmt::format("{:.0f} {}/s", rate, unit_);
   const std::string left = rate > 0 ? human_time(static_cast<double>(total - done) / rate) : "?";
-  std::string bar;
-  constexpr int kWidth = 24;
-  for (int i = 0; i < kWidth; ++i) bar += i < static_cast<int>(fraction * kWidth) ? "█" : "░";
+  std::string numbers = fmt::format("{:3.0f}%, {}, {}, {} left", 100 * fraction, amount, speed, left);
   if (terminal) {
-    fmt::print(stderr, "\r\033[K{} {} {:3.0f}% {}, {}, {} left", what_, bar, 100 * fraction, amount, speed,
-               left);
+    // A line that wraps could not be taken back: the bar gets what is left of it, or nothing.
+    const size_t width = terminal_width() - 1, text = what_.size() + numbers.size() + 2;
+    const size_t cells = text + 4 <= width ? std::min<size_t>(24, width - text) : 0;
+    std::string bar;
+    for (size_t i = 0; i < cells; ++i)
+      bar += static_cast<double>(i + 1) <= fraction * static_cast<double>(cells) ? "█" : "░";
+    if (cells == 0 && text > width) numbers.resize(width > what_.size() + 2 ? width - what_.size() - 2 : 0);
+    fmt::print(stderr, "\r\033[K{} {}{}{}", what_, bar, cells > 0 ? " " : "", numbers);
   } else {
-    fmt::print(stderr, "{}: {:.0f}%, {}, {}, {} left\n", what_, 100 * fraction, amount, speed, left);
+    fmt::print(stderr, "{}: {}\n", what_, numbers);
   }
   std::fflush(stderr);
 }

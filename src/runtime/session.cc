@@ -14,13 +14,13 @@ namespace {
 constexpr int64_t kMaxSegment = 4096;
 constexpr int64_t kSegmentBytes = int64_t{192} << 20;
 
-std::string hex(std::span<const uint8_t> bytes) {
+std::string hex(std::span<const std::byte> bytes) {
   constexpr std::string_view kDigits = "0123456789abcdef";
   std::string out;
   out.reserve(2 * bytes.size());
-  for (const uint8_t b : bytes) {
-    out += kDigits[b >> 4];
-    out += kDigits[b & 15];
+  for (const std::byte b : bytes) {
+    out += kDigits[std::to_integer<size_t>(b) >> 4];
+    out += kDigits[std::to_integer<size_t>(b) & 15];
   }
   return out;
 }
@@ -33,7 +33,7 @@ std::vector<float> floats(std::string_view digits) {
     if (std::from_chars(at, at + 2, bytes[i], 16).ptr != at + 2) return {};
   }
   std::vector<float> out(bytes.size() / sizeof(float));
-  std::memcpy(out.data(), bytes.data(), out.size() * sizeof(float));
+  if (!out.empty()) std::memcpy(out.data(), bytes.data(), out.size() * sizeof(float));
   return out;
 }
 
@@ -120,11 +120,9 @@ void Session::reset() {
 }
 
 void Session::save(const Path& path, std::string_view extra) const {
-  const auto raw = std::as_bytes(std::span(logits_));  // as bytes: exact, and NaN passes
-  std::vector<uint8_t> bytes(raw.size());
-  std::memcpy(bytes.data(), raw.data(), raw.size());
-  const nlohmann::json json = {
-      {"pending", pending_}, {"logits", pending_.empty() ? hex(bytes) : ""}, {"extra", std::string(extra)}};
+  const std::string logits =
+      pending_.empty() ? hex(std::as_bytes(std::span(logits_))) : "";  // exact, NaN passes
+  const nlohmann::json json = {{"pending", pending_}, {"logits", logits}, {"extra", std::string(extra)}};
   save_state(path, state_, model_->fingerprint(),
              json.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));
 }

@@ -1,6 +1,7 @@
 // convert: between the three formats, never half a file.
+#include <cstring>
+
 #include "cli/program.h"
-#include "model/weights.h"
 
 namespace rwkvx {
 namespace {

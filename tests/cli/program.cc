@@ -57,7 +57,10 @@ Program::~Program() {
 
 void Program::send(int signal) const { ::kill(pid_, signal); }
 
-std::string Program::output() const { return read_file(folder_ / "out"); }
+std::string Program::output() const {
+  const Path path = folder_ / "out";  // made by the child
+  return std::filesystem::exists(path) ? read_file(path) : "";
+}
 
 bool Program::running() {
   int status = 0;
@@ -73,7 +76,7 @@ Result Program::wait() {
   Result result;
   if (WIFEXITED(*status_)) result.code = WEXITSTATUS(*status_);
   if (WIFSIGNALED(*status_)) result.signal = WTERMSIG(*status_);
-  if (std::filesystem::exists(folder_ / "out")) result.out = output();
+  result.out = output();
   result.err = read_file(folder_ / "err");
   return result;
 }

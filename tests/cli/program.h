@@ -23,11 +23,11 @@ struct Result {
 };
 
 struct Setting {
-  std::string input;                     ///< stdin
-  std::optional<Path> output;            ///< stdout goes here instead of into Result::out
-  std::optional<uint64_t> largest_file;  ///< bytes; writing more fails, as on a full disk
-  std::optional<Path> folder;            ///< to run in
-  std::vector<std::string> environment;  ///< NAME=value
+  std::string input = {};                     ///< stdin
+  std::optional<Path> output = {};            ///< stdout goes here instead of into Result::out
+  std::optional<uint64_t> largest_file = {};  ///< bytes; writing more fails, as on a full disk
+  std::optional<Path> folder = {};            ///< to run in
+  std::vector<std::string> environment = {};  ///< NAME=value
 };
 
 /// The program in the background. Destroyed while running: killed.

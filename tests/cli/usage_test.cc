@@ -1,4 +1,6 @@
 // Help, exit codes, and what goes to stdout and to stderr.
+#include <cstring>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "cli/program.h"
@@ -51,7 +53,10 @@ TEST_F(UsageTest, WrongUsageExitsWith2) {
   expect_error(run_program({"dance"}), 2, {"dance"});
   for (const std::string& command : kCommands) {
     SCOPED_TRACE(command);
-    expect_error(run_program({command, proto_, "--no-such-flag"}), 2, {"--no-such-flag"});
+    std::vector<std::string> arguments{command, proto_, "--no-such-flag"};
+    if (command == "logits") arguments.insert(arguments.end(), {"--text", "x", "--out", file("out")});
+    if (command == "convert") arguments.push_back(file("out.gguf"));
+    expect_error(run_program(arguments), 2, {"--no-such-flag"});
   }
   for (const char* command : {"info", "generate", "chat", "logits"}) {
     SCOPED_TRACE(command);

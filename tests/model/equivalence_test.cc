@@ -25,9 +25,9 @@ struct Subject {
 /// The hybrids run with small chunks, so that few tokens make many of them. Tests of a few positions end
 /// before the first selection, at chunk size times top-k.
 Subject subject(const std::string& name) {
-  if (name == "rwkv7") return {"rwkv7", test::data("goldens/rwkv7/model.safetensors"), {}, 77};
-  if (name == "rwkvx") return {"rwkvx", test::data("goldens/rwkvx/model.safetensors"), {{6}, {4}}, 83};
-  return {"proto", test::models("rwkvx-proto-1.3m.gguf"), {{4}, {4}}, 61};
+  if (name == "rwkv7") return {"rwkv7", test::data("goldens/rwkv7/model.safetensors"), {}, 50};
+  if (name == "rwkvx") return {"rwkvx", test::data("goldens/rwkvx/model.safetensors"), {{6}, {4}}, 61};
+  return {"proto", test::models("rwkvx-proto-1.3m.gguf"), {{4}, {4}}, 41};
 }
 
 struct Case {
@@ -41,7 +41,7 @@ void PrintTo(const Case& c, std::ostream* out) { *out << c.model << " on " << c.
 class EquivalenceTest : public testing::TestWithParam<Case> {
  protected:
   /// The reference computes every row by itself, in one order: equal computations agree in every bit. The cpu
-  /// backend adds in another order for each shape; docs/decisions/0010-bf16-bound.md derives its bounds. In
+  /// backend adds in another order for each shape; docs/decisions/0007-bf16-bound.md derives its bounds. In
   /// bf16 a rounding may turn out otherwise, and where two chunks almost tie, a selection: one position in
   /// ten may be further off.
   void expect_same(std::span<const float> got, std::span<const float> expected, const std::string& what) {
@@ -225,7 +225,10 @@ std::vector<Case> cases() {
   std::vector<Case> all;
   for (const char* backend : {"reference", "cpu"}) {
     for (const Precision precision : {Precision::f32, Precision::bf16}) {
-      for (const char* model : {"rwkv7", "rwkvx", "proto"}) all.push_back({model, backend, precision});
+      for (const char* model : {"rwkv7", "rwkvx"}) all.push_back({model, backend, precision});
+      // The largest, where the reference takes longest.
+      if (backend != std::string("reference") || precision == Precision::f32)
+        all.push_back({"proto", backend, precision});
     }
   }
   return all;
@@ -249,7 +252,9 @@ TEST(LongEquivalenceTest, PrefillAndDecodeOfTheHybridOnCpu) {
          {test::run(*model, steps, tokens, single), test::run(*model, pieces, tokens, split)}) {
       const Distance d = distance(got, expected);
       std::cout << "[ measured ] " << name(precision) << ": max " << d.max << ", rms " << d.rms << '\n';
-      if (precision == Precision::f32) EXPECT_LE(d.max, 2e-5);
+      if (precision == Precision::f32) {
+        EXPECT_LE(d.max, 2e-5);
+      }
       EXPECT_LE(test::row_error(got, expected, 256, 0.9), 0.02);
     }
   }

@@ -102,7 +102,7 @@ INSTANTIATE_TEST_SUITE_P(Goldens, GoldenTest,
                            return name;
                          });
 
-// docs/decisions/0010-bf16-bound.md derives the bounds: the error of bf16 precision is that of independent
+// docs/decisions/0007-bf16-bound.md derives the bounds: the error of bf16 precision is that of independent
 // errors of the size of one rounding in every input of a product, as the exact model passes them on to the
 // logits.
 class BFloat16GoldenTest : public testing::TestWithParam<const char*> {};

@@ -9,7 +9,7 @@ namespace rwkvx::test {
 /// The reference backend in float32, except that the input of every matrix product, and every key and value
 /// that is stored, carries the random error of one rounding to bfloat16: independent and uniform within half
 /// a unit in the last of 8 significant bits. It is the error model that the bounds for bf16 precision are
-/// derived from (docs/decisions/0010-bf16-bound.md), and shares no code with bf16 precision.
+/// derived from (docs/decisions/0007-bf16-bound.md), and shares no code with bf16 precision.
 std::shared_ptr<Ops> make_noisy_ops(uint64_t seed);
 
 }  // namespace rwkvx::test

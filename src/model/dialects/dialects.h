@@ -22,6 +22,10 @@ std::optional<Indexed> split_index(std::string_view name, std::string_view prefi
 /// Adds `from` [m, n] transposed, in memory that the catalog keeps.
 void add_transposed(Catalog& to, const std::string& name, ConstView from);
 
+/// True when `x` holds the six token-shift vectors of a block, r w k v a g, in its rows; then adds them one
+/// by one.
+bool add_fused_mix(Catalog& to, int64_t block, ConstView x);
+
 /// True for block 0's value-residual tensors, which some files carry and no model reads.
 bool is_unused(std::string_view canonical);
 

@@ -77,14 +77,7 @@ Catalog canonical_fla(Catalog file) {
   Catalog out = file.without_tensors();
   for (const CatalogTensor& tensor : file.tensors()) {
     const auto block = split_index(tensor.name, "model.layers.");
-    if (block && block->tail == "attn.x_x" && tensor.data.shape().rank() >= 2 && tensor.data.dim(0) == 6) {
-      const int64_t width = tensor.data.elements() / 6;  // the older form: six rows in one tensor
-      for (size_t i = 0; i < kMixNames.size(); ++i) {
-        out.add(fmt::format("blocks.{}.att.{}", block->index, kMixNames[i]),
-                tensor.data.rows(static_cast<int64_t>(i), 1).reshaped({width}));
-      }
-      continue;
-    }
+    if (block && block->tail == "attn.x_x" && add_fused_mix(out, block->index, tensor.data)) continue;
     const std::string name = renamed(tensor.name);
     if (!is_unused(name)) out.add(name, tensor.data);
   }

@@ -104,14 +104,7 @@ Catalog canonical_gguf(Catalog file) {
   Catalog out = file.without_tensors();
   for (const CatalogTensor& tensor : file.tensors()) {
     const auto block = split_index(tensor.name, "blk.");
-    if (block && block->tail == kFusedMix && tensor.data.shape().rank() >= 2 && tensor.data.dim(0) == 6) {
-      const int64_t width = tensor.data.elements() / 6;
-      for (size_t i = 0; i < kMixNames.size(); ++i) {
-        out.add(fmt::format("blocks.{}.att.{}", block->index, kMixNames[i]),
-                tensor.data.rows(static_cast<int64_t>(i), 1).reshaped({width}));
-      }
-      continue;
-    }
+    if (block && block->tail == kFusedMix && add_fused_mix(out, block->index, tensor.data)) continue;
     const std::string name = renamed(tensor.name);
     if (!is_unused(name)) out.add(name, tensor.data);
   }

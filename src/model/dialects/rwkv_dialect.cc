@@ -28,6 +28,15 @@ void add_transposed(Catalog& to, const std::string& name, ConstView from) {
   to.keep(buffer);
 }
 
+bool add_fused_mix(Catalog& to, int64_t block, ConstView x) {
+  if (x.shape().rank() < 2 || x.dim(0) != 6 || !is_float(x.dtype())) return false;
+  for (size_t i = 0; i < kMixNames.size(); ++i) {
+    to.add(fmt::format("blocks.{}.att.{}", block, kMixNames[i]),
+           x.rows(static_cast<int64_t>(i), 1).reshaped({x.elements() / 6}));
+  }
+  return true;
+}
+
 bool is_unused(std::string_view canonical) {
   return canonical == "blocks.0.att.v0" || canonical == "blocks.0.att.v1" || canonical == "blocks.0.att.v2";
 }

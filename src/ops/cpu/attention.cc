@@ -323,14 +323,15 @@ void attend(const AttentionTask& task, AttentionScratch& scratch) {
   const ChunkAttention& call = *task.call;
   const KvChunks& kv = call.kv[task.sequence];
   const int64_t width = call.q.dim(1);
-  const Head head{kv,
-                  call.q.as<float>() + task.head * N,
-                  width,
-                  task.head,
-                  task.begin,
-                  task.end,
-                  kv.length - call.offsets[task.sequence + 1] + task.begin,
-                  call.top_k - 1};
+  Head head{kv,
+            call.q.as<float>() + task.head * N,
+            width,
+            task.head,
+            task.begin,
+            task.end,
+            kv.length - call.offsets[task.sequence + 1] + task.begin,
+            0};
+  head.chosen_chunks = std::min(call.top_k - 1, head.chunk(task.end - 1));  // no more than there are
   if (kv.dtype == DType::bf16) {
     attend_typed<const BFloat16>(head, task, scratch);
   } else {
