@@ -116,5 +116,38 @@ TEST_F(ChatTest, UnknownCommands) {
     EXPECT_THAT(help.err, HasSubstr(command));
 }
 
+TEST_F(ChatTest, AtATerminal) {
+  test::Terminal terminal({"chat", file("model"), "--temperature", "0", "--max-tokens", "4"});
+  ASSERT_TRUE(terminal.shows("/help")) << terminal.shown();
+  ASSERT_TRUE(terminal.shows("> ")) << terminal.shown();
+  terminal.type("Hello\n");
+  ASSERT_TRUE(terminal.shows("Hey!")) << terminal.shown();
+  ASSERT_TRUE(terminal.shows("> ")) << terminal.shown();
+  terminal.type("/dance\n");  // an error, and the conversation goes on
+  ASSERT_TRUE(terminal.shows("unknown command")) << terminal.shown();
+  ASSERT_TRUE(terminal.shows("> ")) << terminal.shown();
+  terminal.type("\x10\x10\n");  // two lines up in the history
+  ASSERT_TRUE(terminal.shows("Hello")) << terminal.shown();
+  ASSERT_TRUE(terminal.shows("Hey!")) << terminal.shown();
+  ASSERT_TRUE(terminal.shows("> ")) << terminal.shown();
+  terminal.type("/undo\n");
+  ASSERT_TRUE(terminal.shows("1 turns left")) << terminal.shown();
+  terminal.type("\x04");
+  EXPECT_EQ(terminal.wait(), 0) << terminal.shown();
+}
+
+TEST_F(ChatTest, ControlCStopsTheAnswerAndNotTheChat) {
+  test::Terminal terminal({"chat", file("model"), "--temperature", "0", "--max-tokens", "1000000000"});
+  ASSERT_TRUE(terminal.shows("> ")) << terminal.shown();
+  terminal.type("Hello\n");
+  ASSERT_TRUE(terminal.shows("Hey!:Hey!:Hey!")) << terminal.shown();
+  terminal.type("\x03");
+  ASSERT_TRUE(terminal.shows("\n> ")) << terminal.shown();
+  terminal.type("/undo\n");
+  ASSERT_TRUE(terminal.shows("0 turns left")) << "the part that was said is a turn";
+  terminal.type("/quit\n");
+  EXPECT_EQ(terminal.wait(), 0) << terminal.shown();
+}
+
 }  // namespace
 }  // namespace rwkvx

@@ -1,6 +1,7 @@
 #include "cli/program.h"
 
 #include <fcntl.h>
+#include <pty.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -79,6 +80,61 @@ Result Program::wait() {
   result.out = output();
   result.err = read_file(folder_ / "err");
   return result;
+}
+
+Terminal::Terminal(const std::vector<std::string>& arguments) {
+  std::vector<std::string> words{RWKVX_PROGRAM};
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  pid_ = ::forkpty(&screen_, nullptr, nullptr, nullptr);
+  if (pid_ < 0) fail("cannot open a terminal: {}", std::strerror(errno));
+  if (pid_ > 0) return;
+  ::setenv("TERM", "dumb", 1);
+  ::execv(argv[0], argv.data());
+  ::_exit(126);
+}
+
+Terminal::~Terminal() {
+  if (!ended_) {
+    ::kill(pid_, SIGKILL);
+    int ignored = 0;
+    ::waitpid(pid_, &ignored, 0);
+  }
+  ::close(screen_);
+}
+
+void Terminal::type(const std::string& keys) const {
+  if (::write(screen_, keys.data(), keys.size()) != static_cast<ssize_t>(keys.size())) fail("cannot type");
+}
+
+bool Terminal::read_more() {
+  char block[4096];
+  const ssize_t n = ::read(screen_, block, sizeof block);
+  if (n <= 0) return false;  // EIO when the other side has gone
+  shown_.append(block, static_cast<size_t>(n));
+  return true;
+}
+
+bool Terminal::shows(const std::string& text) {
+  while (true) {
+    const size_t found = shown_.find(text, seen_);
+    if (found != std::string::npos) {
+      seen_ = found + text.size();
+      return true;
+    }
+    if (!read_more()) return false;
+  }
+}
+
+int Terminal::wait() {
+  while (read_more()) {
+  }
+  int status = 0;
+  ::waitpid(pid_, &status, 0);
+  ended_ = true;
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
 Result run_program(const std::vector<std::string>& arguments, const Setting& setting) {

@@ -51,6 +51,31 @@ class Program {
   std::optional<int> status_;
 };
 
+/// The program at a terminal of its own, which shows stdout and stderr together.
+class Terminal {
+ public:
+  explicit Terminal(const std::vector<std::string>& arguments);
+  ~Terminal();
+  Terminal(const Terminal&) = delete;
+  Terminal& operator=(const Terminal&) = delete;
+
+  /// Keys; "\x03" is Ctrl-C, "\x04" Ctrl-D, "\x10" Ctrl-P (the line before).
+  void type(const std::string& keys) const;
+  /// Reads on until what was shown since the last call contains `text`; false when the program ended before.
+  bool shows(const std::string& text);
+  const std::string& shown() const { return shown_; }
+  /// Reads to the end; the exit code, -1 when a signal ended it.
+  int wait();
+
+ private:
+  bool read_more();
+  int screen_ = -1;
+  pid_t pid_ = -1;
+  bool ended_ = false;
+  std::string shown_;
+  size_t seen_ = 0;
+};
+
 Result run_program(const std::vector<std::string>& arguments, const Setting& setting = {});
 
 /// Exit code 1 (2 for wrong usage), nothing on stdout, one line on stderr that says all of this.

@@ -86,7 +86,9 @@ TEST_P(WriterTest, EveryFormat) {
     const auto options = format == FileFormat::pth ? kChunks : CheckpointOptions{};
     const auto out = open_checkpoint(path, options);
     EXPECT_EQ(out->catalog.format, format);
-    if (c.sparse_blocks > 0) EXPECT_EQ(out->chunk_settings_recorded, format != FileFormat::pth);
+    if (c.sparse_blocks > 0) {
+      EXPECT_EQ(out->chunk_settings_recorded, format != FileFormat::pth);
+    }
     const bool plain = c.sparse_blocks == 0;
     if (plain) {
       ModelConfig config = out->config;  // plain models have no use for chunk settings

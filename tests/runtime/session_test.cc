@@ -124,7 +124,9 @@ TEST_F(SessionTest, StoppedPromptsStayUsable) {
     }),
                  Stop);
     EXPECT_EQ(session.length(), static_cast<int64_t>(t.size())) << "what was not consumed is still pending";
-    if (stop_at == 0) EXPECT_EQ(session.state().position(), 0);
+    if (stop_at == 0) {
+      EXPECT_EQ(session.state().position(), 0);
+    }
     if (stop_at == 1) {
       EXPECT_GT(session.state().position(), 0);
       EXPECT_LT(session.state().position(), session.length());
@@ -199,7 +201,9 @@ TEST_F(SessionTest, SavedConversationsGoOn) {
       restored.append(tokens(5, 9));  // replaced
       EXPECT_EQ(restored.load(folder_ / "saved"), R"({"who": "me", "text": "ä\n"})");
       EXPECT_EQ(restored.length(), static_cast<int64_t>(cut));
-      if (!pending) EXPECT_TRUE(test::distance(restored.logits(), before).bitwise) << "saved with the state";
+      if (!pending) {
+        EXPECT_TRUE(test::distance(restored.logits(), before).bitwise) << "saved with the state";
+      }
       restored.append(std::span(t).subspan(cut));
       expect_same(restored.logits(), wanted);
     }
