@@ -22,9 +22,10 @@ uint64_t Random::next() {  // splitmix64
   return z ^ (z >> 31);
 }
 double Random::uniform() { return static_cast<double>(next() >> 11) * 0x1p-53; }
-double Random::normal() {
-  const double radius = std::sqrt(-2 * std::log(1 - uniform()));
-  return radius * std::cos(2 * std::numbers::pi * uniform());
+double Random::normal() {  // nearly: the sum of 4 uniform numbers, cheap and bounded
+  const uint64_t bits = next();
+  const uint64_t sum = (bits & 0xffff) + (bits >> 16 & 0xffff) + (bits >> 32 & 0xffff) + (bits >> 48);
+  return (static_cast<double>(sum) * 0x1p-16 - 2) * std::numbers::sqrt3;
 }
 
 Values normal(double deviation) {
@@ -147,13 +148,13 @@ double Run::max_norm(const std::string& name, int64_t width) const {
 std::string Run::damage() const {
   for (const auto& [name, tensor] : tensors_) {
     const auto now = download(*tensor);
-    for (size_t i = 0; i < now.size(); ++i) {
-      const bool guard = i < kGuard || i >= kGuard + tensor->bytes;
-      if (now[i] == tensor->before[i] || (tensor->is_output && !guard)) continue;
-      const auto at = static_cast<int64_t>(i) - static_cast<int64_t>(kGuard);
-      return fmt::format("{} {} was overwritten at byte {} of {}", guard ? "the guard of" : "the input", name,
-                         at, tensor->bytes);
-    }
+    const std::span<const std::byte> after(now), before(tensor->before);
+    const auto changed = [&](size_t begin, size_t count) {
+      return std::memcmp(&after[begin], &before[begin], count) != 0;
+    };
+    if (changed(0, kGuard)) return "something wrote before the start of " + name;
+    if (changed(kGuard + tensor->bytes, kGuard)) return "something wrote behind the end of " + name;
+    if (!tensor->is_output && changed(kGuard, tensor->bytes)) return "the input " + name + " was overwritten";
   }
   return "";
 }
