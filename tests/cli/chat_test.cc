@@ -132,6 +132,8 @@ TEST_F(ChatTest, AtATerminal) {
   ASSERT_TRUE(terminal.shows("> ")) << terminal.shown();
   terminal.type("/undo\n");
   ASSERT_TRUE(terminal.shows("1 turns left")) << terminal.shown();
+  // Before the prompt the terminal still edits lines itself and would keep Ctrl-D from the program.
+  ASSERT_TRUE(terminal.shows("> ")) << terminal.shown();
   terminal.type("\x04");
   EXPECT_EQ(terminal.wait(), 0) << terminal.shown();
 }

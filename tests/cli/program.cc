@@ -1,6 +1,7 @@
 #include "cli/program.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <pty.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -110,6 +111,14 @@ void Terminal::type(const std::string& keys) const {
 }
 
 bool Terminal::read_more() {
+  // Far above what any answer takes: a program that waits for a key must fail its test and not hang it.
+  constexpr int patience_ms = 120'000;
+  pollfd screen{screen_, POLLIN, 0};
+  if (::poll(&screen, 1, patience_ms) == 0) {
+    shown_ += "\n[no output for two minutes: stopped]\n";
+    ::kill(pid_, SIGKILL);
+    return false;
+  }
   char block[4096];
   const ssize_t n = ::read(screen_, block, sizeof block);
   if (n <= 0) return false;  // EIO when the other side has gone
