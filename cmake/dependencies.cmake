@@ -10,6 +10,8 @@ pkg_check_modules(libhwy REQUIRED IMPORTED_TARGET libhwy)
 pkg_check_modules(libxxhash REQUIRED IMPORTED_TARGET libxxhash)
 pkg_check_modules(libedit REQUIRED IMPORTED_TARGET libedit)
 find_package(CLI11 REQUIRED)
+# Optional: pictures as PNG.
+pkg_check_modules(librsvg QUIET IMPORTED_TARGET librsvg-2.0>=2.52)
 if(RWKVX_TESTS)
   find_package(GTest REQUIRED)
   include(GoogleTest)

@@ -43,6 +43,7 @@ class ForwardingOps : public Ops {
   void upload(std::span<const std::byte> host, void* device) override { to_->upload(host, device); }
   void download(const void* device, std::span<std::byte> host) override { to_->download(device, host); }
   void copy(const void* from, void* to, size_t bytes) override { to_->copy(from, to, bytes); }
+  TrainingOps& training() override { return to_->training(); }
 
  protected:
   Ops& to() { return *to_; }
