@@ -1,15 +1,42 @@
 #include "model/channel_mix.h"
 
+#include "ops/training.h"
+
 namespace rwkvx {
 
 void channel_mix(Ops& ops, const ChannelMixWeights& w, const Batch& batch, std::span<void* const> shift,
-                 ConstView x, View residual, Arena& arena) {
+                 ConstView x, View residual, Arena& arena, ChannelMixKept* keep) {
   const int64_t R = x.dim(0), C = x.dim(1);
   const View mixed = arena.take(ops.active(), {R, C});
   const View hidden = arena.take(ops.active(), {R, w.key.out()});
   ops.token_shift(x, w.x_k.reshaped({1, C}), batch.offsets, shift, std::span(&mixed, 1));
   ops.linear({.x = mixed, .w = &w.key, .y = hidden, .activation = Activation::relu_squared});
-  ops.linear({.x = hidden, .w = &w.value, .y = residual, .add = true});
+  if (residual) ops.linear({.x = hidden, .w = &w.value, .y = residual, .add = true});
+  if (keep) *keep = {x, mixed, hidden};
+}
+
+void channel_mix_backward(Ops& ops, const ChannelMixWeights& w, const ChannelMixGradients& dw,
+                          const Batch& batch, const ChannelMixKept& kept, ConstView d_residual, View dx,
+                          Arena& arena) {
+  const Arena::Scope scope(arena);
+  const View d_hidden = arena.take(ops.real(), kept.hidden.shape());
+  const View d_mixed = arena.take(ops.real(), kept.mixed.shape());
+  TrainingOps& training = ops.training();
+  training.linear_backward(
+      {.dy = d_residual, .x = kept.hidden, .w = &w.value, .dx = d_hidden, .dw = dw.value});
+  training.linear_backward({.dy = d_hidden,
+                            .x = kept.mixed,
+                            .w = &w.key,
+                            .dx = d_mixed,
+                            .dw = dw.key,
+                            .activation = Activation::relu_squared,
+                            .y = kept.hidden});
+  training.token_shift_backward({.x = kept.x,
+                                 .mix = w.x_k.reshaped({1, dx.dim(1)}),
+                                 .offsets = batch.offsets,
+                                 .dy = std::span(&d_mixed, 1),
+                                 .dx = dx,
+                                 .dmix = dw.x_k});
 }
 
 }  // namespace rwkvx

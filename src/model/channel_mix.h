@@ -6,9 +6,23 @@
 
 namespace rwkvx {
 
+/// What the backward needs of a forward pass.
+struct ChannelMixKept {
+  ConstView x;  // [R, C] real
+  View mixed;   // [R, C] active
+  View hidden;  // [R, F] active
+};
+
 /// residual += W_value · relu(W_key · shift_mix(x))². x [R, C] real is the block's ln2 output; shift: [C] for
-/// each sequence. docs/math/channel_mix.md.
+/// each sequence. docs/math/channel_mix.md. With `keep`, x is not to be overwritten; an empty residual then
+/// leaves out the last product, which a backward does not need.
 void channel_mix(Ops& ops, const ChannelMixWeights& w, const Batch& batch, std::span<void* const> shift,
-                 ConstView x, View residual, Arena& arena);
+                 ConstView x, View residual, Arena& arena, ChannelMixKept* keep = nullptr);
+
+/// The backward from a zero shift. d_residual [R, C] is the gradient of what the forward added to; dx [R, C]
+/// is written. Gradients of weights are added to.
+void channel_mix_backward(Ops& ops, const ChannelMixWeights& w, const ChannelMixGradients& dw,
+                          const Batch& batch, const ChannelMixKept& kept, ConstView d_residual, View dx,
+                          Arena& arena);
 
 }  // namespace rwkvx

@@ -1,9 +1,7 @@
 #include "model/model.h"
 
 #include "base/error.h"
-#include "model/channel_mix.h"
-#include "model/sparse_attention.h"
-#include "model/time_mix.h"
+#include "model/block.h"
 
 namespace rwkvx {
 namespace {
@@ -24,35 +22,22 @@ Model::Model(std::shared_ptr<const Checkpoint> checkpoint, std::shared_ptr<Ops> 
   kv_.check("--kv");
 }
 
-void Model::rwkv_block(int64_t index, const Batch& batch, std::span<const SequenceInput> inputs, View v_first,
-                       View x, Arena& arena) const {
+void Model::run_block(const BlockRef& block, const Batch& batch, std::span<const SequenceInput> inputs,
+                      View v_first, View x, Arena& arena) const {
   const Arena::Scope scope(arena);
-  const RwkvBlockWeights& w = weights_.weights().blocks[static_cast<size_t>(index)];
-  const auto time_shift = for_sequences<void*>(inputs, [&](State& s) { return s.time_shift(index); });
-  const auto wkv = for_sequences<void*>(inputs, [&](State& s) { return s.wkv(index); });
-  const auto channel_shift = for_sequences<void*>(inputs, [&](State& s) { return s.channel_shift(index); });
-
-  const View normed = arena.take(ops_->real(), x.shape());
-  ops_->layer_norm(x, w.ln1.gain, w.ln1.bias, kNormEps, normed);
-  time_mix(*ops_, w.att, batch, {time_shift, wkv}, index == 0, normed, v_first, x, arena);
-  ops_->layer_norm(x, w.ln2.gain, w.ln2.bias, kNormEps, normed);
-  channel_mix(*ops_, w.ffn, batch, channel_shift, normed, x, arena);
-}
-
-void Model::sparse_block(int64_t index, const Batch& batch, std::span<const SequenceInput> inputs, View x,
-                         Arena& arena) const {
-  const Arena::Scope scope(arena);
-  const SparseBlockWeights& w = weights_.weights().sparse[static_cast<size_t>(index)];
-  const auto stores = for_sequences<KvStore*>(inputs, [&](State& s) { return &s.kv(index); });
+  const auto at = static_cast<size_t>(block.index);
+  if (block.sparse) {
+    const auto stores = for_sequences<KvStore*>(inputs, [&](State& s) { return &s.kv(block.index); });
+    const auto shift =
+        for_sequences<void*>(inputs, [&](State& s) { return s.sparse_channel_shift(block.index); });
+    return sparse_block(*ops_, weights_.weights().sparse[at], batch, stores, shift, config().top_k, x, arena);
+  }
+  const auto time_shift = for_sequences<void*>(inputs, [&](State& s) { return s.time_shift(block.index); });
+  const auto wkv = for_sequences<void*>(inputs, [&](State& s) { return s.wkv(block.index); });
   const auto channel_shift =
-      for_sequences<void*>(inputs, [&](State& s) { return s.sparse_channel_shift(index); });
-
-  const View attention_input = arena.take(ops_->active(), x.shape());
-  ops_->layer_norm(x, w.ln1.gain, w.ln1.bias, kNormEps, attention_input);
-  sparse_attention(*ops_, w.att, batch, stores, config().top_k, attention_input, x, arena);
-  const View normed = arena.take(ops_->real(), x.shape());
-  ops_->layer_norm(x, w.ln2.gain, w.ln2.bias, kNormEps, normed);
-  channel_mix(*ops_, w.ffn, batch, channel_shift, normed, x, arena);
+      for_sequences<void*>(inputs, [&](State& s) { return s.channel_shift(block.index); });
+  rwkv_block(*ops_, weights_.weights().blocks[at], batch, {time_shift, wkv, channel_shift}, block.index == 0,
+             v_first, x, arena);
 }
 
 void Model::forward(std::span<const SequenceInput> inputs, LogitsOf which, View logits, Arena& arena) const {
@@ -80,13 +65,7 @@ void Model::forward(std::span<const SequenceInput> inputs, LogitsOf which, View 
   const View x = arena.take(ops_->real(), {R, C}), v_first = arena.take(ops_->real(), {R, C});
   ops_->embed(tokens, w.embedding, x);
   ops_->layer_norm(x, w.ln0.gain, w.ln0.bias, kNormEps, x);
-  for (const BlockRef& block : block_order(config())) {
-    if (block.sparse) {
-      sparse_block(block.index, batch, inputs, x, arena);
-    } else {
-      rwkv_block(block.index, batch, inputs, v_first, x, arena);
-    }
-  }
+  for (const BlockRef& block : block_order(config())) run_block(block, batch, inputs, v_first, x, arena);
   for (const SequenceInput& input : inputs) input.state->advance(static_cast<int64_t>(input.tokens.size()));
   if (which == LogitsOf::none) return;
 

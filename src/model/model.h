@@ -40,10 +40,8 @@ class Model {
   void forward(std::span<const SequenceInput> inputs, LogitsOf which, View logits, Arena& arena) const;
 
  private:
-  void rwkv_block(int64_t index, const Batch& batch, std::span<const SequenceInput> inputs, View v_first,
-                  View x, Arena& arena) const;
-  void sparse_block(int64_t index, const Batch& batch, std::span<const SequenceInput> inputs, View x,
-                    Arena& arena) const;
+  void run_block(const BlockRef& block, const Batch& batch, std::span<const SequenceInput> inputs,
+                 View v_first, View x, Arena& arena) const;
 
   std::shared_ptr<Ops> ops_;
   KvOptions kv_;

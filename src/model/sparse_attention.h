@@ -14,4 +14,33 @@ void sparse_attention(Ops& ops, const AttentionWeights& w, const Batch& batch,
                       std::span<KvStore* const> stores, int64_t top_k, ConstView x, View residual,
                       Arena& arena);
 
+/// What the backward needs of a forward pass. Keys and values lie in memory of the pass's arena.
+struct AttentionKept {
+  AttentionKept() = default;
+  AttentionKept(AttentionKept&&) = default;
+  AttentionKept& operator=(AttentionKept&&) = default;
+
+  ConstView x;                                // [R, C] active
+  std::vector<void*> keys, values, key_sums;  // pages of all sequences, one after another
+  std::vector<KvChunks> kv;                   // of each sequence
+  ChunkAttention call;                        // with y, lse and chosen
+};
+
+/// How the gate is taught, beside the attention's own gradient.
+struct GateTeaching {
+  std::span<const int64_t> rows;  ///< sampled queries, rising; none: not taught
+  float scale = 0;                ///< GateLoss::scale
+  View losses, hits;              ///< [n, H] real
+};
+
+/// sparse_attention() from empty states, for the backward. `chunk_size` and `top_k` as in ModelConfig.
+void sparse_attention_keeping(Ops& ops, const AttentionWeights& w, const Batch& batch, int64_t chunk_size,
+                              int64_t top_k, ConstView x, View residual, Arena& arena, AttentionKept& keep);
+
+/// d_residual [R, C] is the gradient of what the forward added to; dx [R, C] real is written. Gradients of
+/// weights are added to.
+void sparse_attention_backward(Ops& ops, const AttentionWeights& w, const AttentionGradients& dw,
+                               const AttentionKept& kept, const GateTeaching& gate, ConstView d_residual,
+                               View dx, Arena& arena);
+
 }  // namespace rwkvx

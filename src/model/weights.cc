@@ -10,14 +10,6 @@
 namespace rwkvx {
 namespace {
 
-/// Weights with room for every block of a model of this size.
-Weights empty_weights(const ModelConfig& config) {
-  Weights w;
-  w.blocks.resize(static_cast<size_t>(config.layers));
-  w.sparse.resize(static_cast<size_t>(config.sparse_blocks));
-  return w;
-}
-
 /// Vectors come as [C], [1, 1, C] or, r_k, [H, 64].
 bool shape_fits(const TensorSpec& spec, const Shape& found) {
   if (is_matrix(spec.role)) return found == spec.shape;
@@ -48,7 +40,7 @@ Shape public_shape(const TensorSpec& spec) {
 
 std::vector<TensorSpec> tensor_list(const ModelConfig& config) {
   std::vector<TensorSpec> list;
-  const Weights w = empty_weights(config);
+  const Weights w(config);
   Weights::for_each(w, config, [&](TensorSpec spec, const auto&) { list.push_back(std::move(spec)); });
   return list;
 }
@@ -86,7 +78,7 @@ void check_tensors(const Checkpoint& checkpoint) {
 }
 
 LoadedWeights::LoadedWeights(std::shared_ptr<const Checkpoint> checkpoint, Ops& ops)
-    : checkpoint_(std::move(checkpoint)), weights_(empty_weights(config())) {
+    : checkpoint_(std::move(checkpoint)), weights_(config()) {
   check_tensors(*checkpoint_);
   const Catalog& catalog = checkpoint_->catalog;
   const std::string file = catalog.path.string();

@@ -12,51 +12,65 @@
 
 namespace rwkvx {
 
-struct NormWeights {
-  ConstView gain, bias;  // [C]
+/// The structs below hold a slot for every tensor: Vector for [C], MatrixSlot for matrices. Weights has views
+/// and prepared matrices there, Gradients has views to add to.
+template <typename Vector>
+struct NormSlots {
+  Vector gain, bias;  // [C]
 };
 
-struct TimeMixWeights {
-  std::array<ConstView, 6> x;  // [C] each, for r w k v a g
-  ConstView mix;               // [6, C]: the same memory as x
-  ConstView w0, a0, v0, k_k, k_a, r_k;
-  Matrix w1, w2, a1, a2, v1, v2, g1, g2;  // [rank, C] and [C, rank]
-  Matrix receptance, key, value, output;  // [C, C]
-  NormWeights ln_x;
+template <typename Vector, typename MatrixSlot>
+struct TimeMixSlots {
+  std::array<Vector, 6> x;  // [C] each, for r w k v a g
+  Vector mix;               // [6, C]: the same memory as x
+  Vector w0, a0, v0, k_k, k_a, r_k;
+  MatrixSlot w1, w2, a1, a2, v1, v2, g1, g2;  // [rank, C] and [C, rank]
+  MatrixSlot receptance, key, value, output;  // [C, C]
+  NormSlots<Vector> ln_x;
 };
 
-struct AttentionWeights {
-  Matrix receptance, key, value, output;  // [C, C]
+template <typename MatrixSlot>
+struct AttentionSlots {
+  MatrixSlot receptance, key, value, output;  // [C, C]
 };
 
-struct ChannelMixWeights {
-  ConstView x_k;      // [C]
-  Matrix key, value;  // [F, C], [C, F]
+template <typename Vector, typename MatrixSlot>
+struct ChannelMixSlots {
+  Vector x_k;             // [C]
+  MatrixSlot key, value;  // [F, C], [C, F]
 };
 
-struct RwkvBlockWeights {
-  NormWeights ln1, ln2;
-  TimeMixWeights att;
-  ChannelMixWeights ffn;
+template <typename Vector, typename MatrixSlot>
+struct RwkvBlockSlots {
+  NormSlots<Vector> ln1, ln2;
+  TimeMixSlots<Vector, MatrixSlot> att;
+  ChannelMixSlots<Vector, MatrixSlot> ffn;
 };
 
-struct SparseBlockWeights {
-  NormWeights ln1, ln2;
-  AttentionWeights att;
-  ChannelMixWeights ffn;
+template <typename Vector, typename MatrixSlot>
+struct SparseBlockSlots {
+  NormSlots<Vector> ln1, ln2;
+  AttentionSlots<MatrixSlot> att;
+  ChannelMixSlots<Vector, MatrixSlot> ffn;
 };
 
-/// All parameters of a model. for_each() is the only list of them: loading, saving, counting, fingerprints
-/// and later gradients and optimizer states walk it.
-struct Weights {
-  ConstView embedding;  // [V, C], any float type
-  NormWeights ln0, ln_out;
-  std::vector<RwkvBlockWeights> blocks;
-  std::vector<SparseBlockWeights> sparse;
-  Matrix head;  // [V, C]
+/// All parameters of a model. for_each() is the only list of them: loading, saving, counting, fingerprints,
+/// gradients and optimizer states walk it.
+template <typename Vector, typename MatrixSlot>
+struct ModelSlots {
+  Vector embedding;  // [V, C], any float type
+  NormSlots<Vector> ln0, ln_out;
+  std::vector<RwkvBlockSlots<Vector, MatrixSlot>> blocks;
+  std::vector<SparseBlockSlots<Vector, MatrixSlot>> sparse;
+  MatrixSlot head;  // [V, C]
+
+  ModelSlots() = default;
+  /// Empty slots for every block of a model of this size.
+  explicit ModelSlots(const ModelConfig& config)
+      : blocks(static_cast<size_t>(config.layers)), sparse(static_cast<size_t>(config.sparse_blocks)) {}
 
   /// Calls visit(const TensorSpec&, slot) for every tensor in the order of public checkpoints; slot is a
-  /// Matrix& or a ConstView& (const if `self` is).
+  /// MatrixSlot& or a Vector& (const if `self` is).
   template <typename Self, typename Visit>
   static void for_each(Self& self, const ModelConfig& c, Visit&& visit);
 
@@ -85,6 +99,23 @@ struct Weights {
                        Visit& visit);
 };
 
+using NormWeights = NormSlots<ConstView>;
+using TimeMixWeights = TimeMixSlots<ConstView, Matrix>;
+using AttentionWeights = AttentionSlots<Matrix>;
+using ChannelMixWeights = ChannelMixSlots<ConstView, Matrix>;
+using RwkvBlockWeights = RwkvBlockSlots<ConstView, Matrix>;
+using SparseBlockWeights = SparseBlockSlots<ConstView, Matrix>;
+using Weights = ModelSlots<ConstView, Matrix>;
+
+/// Real views that backward passes add to; empty where a tensor is frozen.
+using NormGradients = NormSlots<View>;
+using TimeMixGradients = TimeMixSlots<View, View>;
+using AttentionGradients = AttentionSlots<View>;
+using ChannelMixGradients = ChannelMixSlots<View, View>;
+using RwkvBlockGradients = RwkvBlockSlots<View, View>;
+using SparseBlockGradients = SparseBlockSlots<View, View>;
+using Gradients = ModelSlots<View, View>;
+
 /// Every tensor of a model of this size, in for_each() order.
 std::vector<TensorSpec> tensor_list(const ModelConfig& config);
 
@@ -112,8 +143,10 @@ class LoadedWeights {
 
 // ---------------------------------------------------------------------------------------------------------------------
 
+template <typename Vector, typename MatrixSlot>
 template <typename Slots, typename Visit>
-void Weights::time_mix(const std::string& p, Slots& s, bool first, const ModelConfig& c, Visit& visit) {
+void ModelSlots<Vector, MatrixSlot>::time_mix(const std::string& p, Slots& s, bool first,
+                                              const ModelConfig& c, Visit& visit) {
   const int64_t C = c.channels;
   const auto vector = [&](const char* name, Role role, auto& slot) {
     visit(TensorSpec{p + name, {C}, role}, slot);
@@ -140,8 +173,9 @@ void Weights::time_mix(const std::string& p, Slots& s, bool first, const ModelCo
   norm(p + "ln_x", s.ln_x, C, visit);
 }
 
+template <typename Vector, typename MatrixSlot>
 template <typename Self, typename Visit>
-void Weights::for_each(Self& self, const ModelConfig& c, Visit&& visit) {
+void ModelSlots<Vector, MatrixSlot>::for_each(Self& self, const ModelConfig& c, Visit&& visit) {
   visit(TensorSpec{"emb.weight", {c.vocab, c.channels}, Role::embedding}, self.embedding);
   for (int64_t i = 0; i < c.layers; ++i) {
     auto& block = self.blocks[static_cast<size_t>(i)];

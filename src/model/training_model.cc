@@ -1,0 +1,355 @@
+#include "model/training_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+
+#include "base/error.h"
+#include "ops/training.h"
+#include "tensor/convert.h"
+
+namespace rwkvx {
+
+/// A block's forward as the backward needs it: all of it, or its input.
+struct TrainingModel::KeptBlock {
+  View x;  // [R, C] real
+  bool whole = false;
+  RwkvBlockKept rwkv;
+  SparseBlockKept sparse;
+};
+
+struct TrainingModel::Pass {
+  Batch batch;
+  std::span<const int32_t> tokens, targets;
+  View x, v_first, dv_first;  // [R, C] real
+  bool keep = false;
+  std::vector<KeptBlock> kept;  // one for each block
+};
+
+namespace {
+
+constexpr int64_t kLogits = int64_t{1} << 23;  // elements in memory at once
+
+/// Reads a real view into double.
+std::vector<double> to_host(Ops& ops, ConstView view) {
+  Buffer host(view.dtype(), view.shape());
+  ops.download(view.data(), host.view().raw());
+  std::vector<double> values(static_cast<size_t>(view.elements()));
+  convert(host, View(values.data(), DType::f64, view.shape()));
+  return values;
+}
+
+/// `count` of the rows that have an earlier chunk, rising; all when there are fewer.
+std::vector<int64_t> sample_queries(const Batch& batch, int64_t chunk_size, const GateLossOptions& options) {
+  std::vector<int64_t> candidates, sampled;
+  for (size_t s = 0; s + 1 < batch.offsets.size(); ++s) {
+    for (int64_t t = batch.offsets[s] + chunk_size; t < batch.offsets[s + 1]; ++t) candidates.push_back(t);
+  }
+  std::mt19937_64 random(options.seed);
+  auto wanted = static_cast<size_t>(std::max<int64_t>(options.samples, 0));
+  for (size_t i = 0; i < candidates.size() && wanted > 0; ++i) {  // selection sampling: in order
+    if (random() % (candidates.size() - i) < wanted) {
+      sampled.push_back(candidates[i]);
+      --wanted;
+    }
+  }
+  return sampled;
+}
+
+}  // namespace
+
+TrainingModel::TrainingModel(Parameters& parameters)
+    : parameters_(parameters),
+      order_(block_order(parameters.config())),
+      arena_(parameters.ops().allocator()) {
+  lowest_ = order_.size();
+  for (const Parameters::Tensor& tensor : parameters.tensors()) {
+    if (!tensor.gradient) continue;
+    const std::string& name = tensor.spec.name;
+    if (name.starts_with("emb.") || name.starts_with("blocks.0.ln0.")) {
+      embedding_ = true;
+      lowest_ = 0;
+    }
+    for (size_t i = 0; i < lowest_; ++i) {
+      const std::string prefix =
+          (order_[i].sparse ? "moba." : "blocks.") + std::to_string(order_[i].index) + ".";
+      if (name.starts_with(prefix)) lowest_ = i;
+    }
+  }
+}
+
+void TrainingModel::check(const TrainingBatch& batch) const {
+  const int64_t V = parameters_.config().vocab;
+  const size_t rows = batch.tokens.size();
+  RWKVX_ASSERT(batch.offsets.size() >= 2 && batch.offsets.back() == static_cast<int64_t>(rows));
+  RWKVX_ASSERT(batch.targets.size() == rows);
+  RWKVX_ASSERT(batch.weights.empty() || batch.weights.size() == rows);
+  RWKVX_ASSERT(batch.resets.empty() || batch.resets.size() == rows);
+  for (size_t i = 0; i < rows; ++i) {
+    if (batch.tokens[i] < 0 || batch.tokens[i] >= V) {
+      fail("token {} at row {} of the batch is outside the model's vocabulary of {}", batch.tokens[i], i, V);
+    }
+    if (batch.targets[i] < -1 || batch.targets[i] >= V) {
+      fail("target {} at row {} of the batch is outside the model's vocabulary of {}", batch.targets[i], i,
+           V);
+    }
+  }
+}
+
+uint64_t TrainingModel::kept_bytes(const BlockRef& block, int64_t rows) const {
+  const ModelConfig& c = parameters_.config();
+  const int64_t real = info(ops().real()).block_bytes, active = info(ops().active()).block_bytes;
+  const int64_t states = 2 * kHeadSize / kWkv7Interval;  // of wkv, in numbers for each channel
+  const int64_t channels = block.sparse ? 7 * real + 6 * active : (18 + states) * real + 8 * active;
+  const int64_t ranks = block.sparse ? 0 : c.decay_rank + c.rate_rank + c.value_rank + c.gate_rank;
+  return static_cast<uint64_t>(rows * (c.channels * channels + (c.ffn + ranks) * active));
+}
+
+void TrainingModel::run_block(Pass& pass, size_t index, View x, KeptBlock* keep) {
+  const BlockRef& block = order_[index];
+  const auto at = static_cast<size_t>(block.index);
+  const ModelConfig& c = parameters_.config();
+  const int64_t S = pass.batch.sequences();
+  TrainingOps& training = ops().training();
+  const auto zeros = [&](const Shape& shape, std::vector<void*>& pointers) {
+    const View all = arena_.take(ops().real(), shape);
+    training.zero(all);
+    for (int64_t s = 0; s < S; ++s) pointers.push_back(all.rows(s, 1).data());
+  };
+  std::vector<void*> time_shift, wkv, channel_shift;
+  zeros({S, c.channels}, channel_shift);
+  if (block.sparse) {
+    SparseBlockKept passing;
+    return sparse_block_keeping(ops(), parameters_.weights().sparse[at], pass.batch, c.chunk_size, c.top_k,
+                                channel_shift, x, arena_, keep ? keep->sparse : passing);
+  }
+  zeros({S, c.channels}, time_shift);
+  zeros({S, c.heads(), kHeadSize, kHeadSize}, wkv);
+  rwkv_block(ops(), parameters_.weights().blocks[at], pass.batch, {time_shift, wkv, channel_shift},
+             block.index == 0, pass.v_first, x, arena_, keep ? &keep->rwkv : nullptr);
+}
+
+void TrainingModel::run_blocks(Pass& pass, uint64_t activation_bytes) {
+  const Shape rows{pass.batch.rows(), parameters_.config().channels};
+  pass.x = arena_.take(ops().real(), rows);
+  pass.v_first = arena_.take(ops().real(), rows);
+  const Weights& w = parameters_.weights();
+  ops().embed(pass.tokens, w.embedding, pass.x);
+  ops().layer_norm(pass.x, w.ln0.gain, w.ln0.bias, kNormEps, pass.x);
+  pass.kept.resize(pass.keep ? order_.size() : 0);
+  for (size_t i = pass.kept.size(); i-- > lowest_;) {
+    const uint64_t bytes = kept_bytes(order_[i], pass.batch.rows());
+    if (bytes > activation_bytes) break;
+    activation_bytes -= bytes;
+    pass.kept[i].whole = true;
+  }
+  for (size_t i = 0; i < order_.size(); ++i) {
+    KeptBlock* keep = pass.keep && i >= lowest_ ? &pass.kept[i] : nullptr;
+    if (keep) {
+      keep->x = arena_.take(ops().real(), rows);
+      ops().copy(pass.x.data(), keep->x.data(), pass.x.bytes());
+      keep->rwkv.x = keep->x;
+      keep->sparse.x = keep->x;
+    }
+    if (keep && keep->whole) {
+      run_block(pass, i, pass.x, keep);
+    } else {
+      const Arena::Scope scope(arena_);
+      run_block(pass, i, pass.x, nullptr);
+    }
+  }
+}
+
+std::vector<float> TrainingModel::head(Pass& pass, ConstView normed, std::span<const float> weights,
+                                       double divisor, float l2wrap, View d) {
+  const int64_t R = normed.dim(0), V = parameters_.config().vocab;
+  const Matrix& w = parameters_.weights().head;
+  const View dw = parameters_.gradients().head;
+  const View losses = arena_.take(ops().real(), {R});
+  const int64_t slice = std::clamp<int64_t>(kLogits / V, 1, R);
+  const View memory = arena_.take(ops().real(), {slice, V});
+  for (int64_t row = 0; row < R; row += slice) {
+    const int64_t rows = std::min(slice, R - row);
+    const auto first = static_cast<size_t>(row), count = static_cast<size_t>(rows);
+    const View logits = memory.rows(0, rows);
+    ops().linear({.x = normed.rows(row, rows), .w = &w, .y = logits});
+    ops().training().cross_entropy({.logits = logits,
+                                    .targets = pass.targets.subspan(first, count),
+                                    .weights = weights.empty() ? weights : weights.subspan(first, count),
+                                    .scale = static_cast<float>(1 / divisor),
+                                    .l2wrap = l2wrap,
+                                    .losses = losses.rows(row, rows),
+                                    .dlogits = d ? logits : View()});
+    if (!d) continue;
+    ops().training().linear_backward(
+        {.dy = logits, .x = normed.rows(row, rows), .w = &w, .dx = d.rows(row, rows), .dw = dw});
+  }
+  const std::vector<double> host = to_host(ops(), losses);
+  return std::vector<float>(host.begin(), host.end());
+}
+
+std::vector<float> TrainingModel::losses(const TrainingBatch& batch) {
+  check(batch);
+  const Arena::Scope scope(arena_);
+  Pass pass;
+  pass.batch = {batch.offsets, batch.resets};
+  pass.tokens = batch.tokens;
+  pass.targets = batch.targets;
+  run_blocks(pass, 0);
+  const View normed = arena_.take(ops().active(), pass.x.shape());
+  const NormWeights& ln_out = parameters_.weights().ln_out;
+  ops().layer_norm(pass.x, ln_out.gain, ln_out.bias, kNormEps, normed);
+  return head(pass, normed, {}, 1, 0, {});
+}
+
+/// Truncated contexts run as batches of about as many rows as the batch itself has.
+std::vector<float> TrainingModel::longce_weights(const TrainingBatch& batch, const LongCe& longce,
+                                                 std::span<const float> full) {
+  std::vector<float> weights(batch.tokens.size(), 1.0f);
+  const std::vector<TruncatedContext> contexts = truncated_contexts(batch.offsets, longce);
+  const auto most = static_cast<int64_t>(batch.tokens.size());
+  for (size_t first = 0; first < contexts.size();) {
+    std::vector<int32_t> tokens, targets;
+    std::vector<uint8_t> resets;
+    std::vector<int64_t> offsets{0};
+    size_t next = first;
+    for (; next < contexts.size(); ++next) {
+      const TruncatedContext& context = contexts[next];
+      if (next > first && offsets.back() + context.end - context.begin > most) break;
+      const auto append = [&](auto& to, const auto& from) {
+        if (!from.empty()) to.insert(to.end(), from.begin() + context.begin, from.begin() + context.end);
+      };
+      append(tokens, batch.tokens);
+      append(targets, batch.targets);
+      append(resets, batch.resets);
+      offsets.push_back(offsets.back() + context.end - context.begin);
+    }
+    const std::vector<float> truncated =
+        losses({.tokens = tokens, .targets = targets, .offsets = offsets, .resets = resets});
+    for (size_t i = first; i < next; ++i) {
+      const TruncatedContext& context = contexts[i];
+      for (int64_t row = context.scored; row < context.end; ++row) {
+        const float loss = truncated[static_cast<size_t>(offsets[i - first] + row - context.begin)];
+        const float help = std::exp(loss - full[static_cast<size_t>(row)]);
+        // Written so that NaN stays NaN and is found.
+        weights[static_cast<size_t>(row)] = help > longce.gamma ? longce.gamma : help;
+      }
+    }
+    first = next;
+  }
+  return weights;
+}
+
+void TrainingModel::blocks_backward(Pass& pass, const TrainingOptions& options, View d,
+                                    TrainingResult& result) {
+  const ModelConfig& c = parameters_.config();
+  const std::vector<int64_t> queries = options.gate.weight > 0
+                                           ? sample_queries(pass.batch, c.chunk_size, options.gate)
+                                           : std::vector<int64_t>();
+  std::vector<GateTeaching> taught;
+  for (size_t i = order_.size(); i-- > lowest_;) {
+    const auto at = static_cast<size_t>(order_[i].index);
+    GateTeaching gate;
+    if (order_[i].sparse && !queries.empty()) {
+      const auto n = static_cast<int64_t>(queries.size());
+      gate.rows = queries;
+      gate.scale = options.gate.weight / static_cast<float>(n * c.heads());
+      gate.losses = arena_.take(ops().real(), {n, c.heads()});
+      gate.hits = arena_.take(ops().real(), {n, c.heads()});
+      taught.push_back(gate);
+    }
+    KeptBlock& kept = pass.kept[i];
+    const Arena::Scope scope(arena_);
+    if (!kept.whole) {
+      const View x = arena_.take(ops().real(), kept.x.shape());
+      ops().copy(kept.x.data(), x.data(), x.bytes());
+      kept.rwkv.result_needed = kept.sparse.result_needed = false;
+      run_block(pass, i, x, &kept);
+    }
+    if (order_[i].sparse) {
+      sparse_block_backward(ops(), parameters_.weights().sparse[at], parameters_.gradients().sparse[at],
+                            pass.batch, kept.sparse, gate, d, arena_);
+    } else {
+      rwkv_block_backward(ops(), parameters_.weights().blocks[at], parameters_.gradients().blocks[at],
+                          pass.batch, order_[i].index == 0, kept.rwkv, pass.dv_first, d, arena_);
+    }
+  }
+  int64_t judged = 0;
+  for (const GateTeaching& gate : taught) {
+    const auto blocks = static_cast<double>(taught.size());
+    const std::vector<double> losses = to_host(ops(), gate.losses), hits = to_host(ops(), gate.hits);
+    result.gate_loss +=
+        std::accumulate(losses.begin(), losses.end(), 0.0) / static_cast<double>(losses.size()) / blocks;
+    for (const double hit : hits) {
+      judged += hit >= 0 ? 1 : 0;
+      result.gate_hits += hit > 0 ? 1 : 0;
+    }
+  }
+  if (judged > 0) result.gate_hits /= static_cast<double>(judged);
+}
+
+TrainingResult TrainingModel::forward_backward(const TrainingBatch& batch, const TrainingOptions& options) {
+  check(batch);
+  const Arena::Scope scope(arena_);
+  TrainingOps& training = ops().training();
+  Pass pass;
+  pass.batch = {batch.offsets, batch.resets};
+  pass.tokens = batch.tokens;
+  pass.targets = batch.targets;
+  pass.keep = true;
+  run_blocks(pass, options.activation_bytes);
+  const Shape rows = pass.x.shape();
+  const Weights& w = parameters_.weights();
+  const Gradients& dw = parameters_.gradients();
+  const View d = arena_.take(ops().real(), rows);
+  TrainingResult result;
+  std::vector<float> weights(batch.weights.begin(), batch.weights.end());
+  {
+    const Arena::Scope head_scope(arena_);
+    const View normed = arena_.take(ops().active(), rows);
+    ops().layer_norm(pass.x, w.ln_out.gain, w.ln_out.bias, kNormEps, normed);
+    if (options.longce) {
+      const std::vector<float> full = head(pass, normed, {}, 1, 0, {});
+      result.longce = longce_weights(batch, *options.longce, full);
+      if (weights.empty()) weights.assign(full.size(), 1.0f);
+      for (size_t i = 0; i < weights.size(); ++i) weights[i] *= result.longce[i];
+    }
+    const double divisor = options.divisor > 0 ? options.divisor : static_cast<double>(rows[0]);
+    const View d_normed = arena_.take(ops().real(), rows);
+    result.losses = head(pass, normed, weights, divisor, options.l2wrap, d_normed);
+    training.layer_norm_backward({.x = pass.x,
+                                  .gain = w.ln_out.gain,
+                                  .eps = kNormEps,
+                                  .dy = d_normed,
+                                  .dx = d,
+                                  .dgain = dw.ln_out.gain,
+                                  .dbias = dw.ln_out.bias});
+    for (size_t i = 0; i < result.losses.size(); ++i) {
+      if (batch.targets[i] < 0) continue;
+      const auto loss = static_cast<double>(result.losses[i]);
+      ++result.counted;
+      result.cross_entropy += loss;
+      result.loss += (weights.empty() ? 1 : static_cast<double>(weights[i])) * loss / divisor;
+    }
+    if (result.counted > 0) result.cross_entropy /= static_cast<double>(result.counted);
+  }
+  if (lowest_ == order_.size() && !embedding_) return result;
+
+  pass.dv_first = arena_.take(ops().real(), rows);
+  training.zero(pass.dv_first);
+  blocks_backward(pass, options, d, result);
+  if (!embedding_) return result;
+  ops().embed(pass.tokens, w.embedding, pass.x);
+  training.layer_norm_backward({.x = pass.x,
+                                .gain = w.ln0.gain,
+                                .eps = kNormEps,
+                                .dy = d,
+                                .dx = d,
+                                .dgain = dw.ln0.gain,
+                                .dbias = dw.ln0.bias});
+  if (dw.embedding) training.embed_backward(pass.tokens, d, dw.embedding);
+  return result;
+}
+
+}  // namespace rwkvx

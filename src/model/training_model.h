@@ -1,0 +1,89 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "model/block.h"
+#include "model/longce.h"
+#include "model/parameters.h"
+
+namespace rwkvx {
+
+/// Sequences to learn from, each from an empty state; their rows lie one after another.
+struct TrainingBatch {
+  std::span<const int32_t> tokens;      ///< [R]
+  std::span<const int32_t> targets;     ///< [R]: the token that follows; −1: not counted
+  std::span<const int64_t> offsets;     ///< [S + 1]
+  std::span<const float> weights = {};  ///< [R] of the losses, or empty: 1
+  std::span<const uint8_t> resets =
+      {};  ///< [R] or empty; where not 0, WKV states are forgotten before the row
+};
+
+/// Teaches the gate of chunk attention, docs/math/sparse_attention.md.
+struct GateLossOptions {
+  float weight = 0;       ///< λ; 0: off
+  int64_t samples = 512;  ///< queries of a batch, of those that have an earlier chunk
+  uint64_t seed = 0;      ///< of the choice
+};
+
+struct TrainingOptions {
+  /// The loss is Σ weight · cross entropy / divisor; 0: R. With gradients accumulated over several batches,
+  /// the sum of their R.
+  double divisor = 0;
+  float l2wrap = 1e-4f;
+  std::optional<LongCe> longce;
+  GateLossOptions gate;
+  /// Memory for activations of blocks. The last blocks keep theirs until their backward; the others keep
+  /// their input only and run forward again.
+  uint64_t activation_bytes = uint64_t{3} << 29;
+};
+
+struct TrainingResult {
+  double loss = 0;            ///< with weights; without L2Wrap and gate loss
+  double cross_entropy = 0;   ///< mean over the counted rows, not weighted
+  int64_t counted = 0;        ///< rows with a target
+  std::vector<float> losses;  ///< [R], not weighted
+  std::vector<float> longce;  ///< [R] LongCE weights; empty without LongCE
+  double gate_loss = 0;       ///< mean over samples, heads and blocks, without λ
+  double gate_hits = 0;       ///< how often the gate's first chunk is the first by attention's mass
+};
+
+/// Loss and gradients of a model whose weights are Parameters. Calls on one Ops instance must not overlap.
+class TrainingModel {
+ public:
+  explicit TrainingModel(Parameters& parameters);
+
+  /// Adds the gradients of the loss to those of the parameters. Backward stops below the last block that has
+  /// something to train. Errors: a token or target outside the vocabulary, by position.
+  TrainingResult forward_backward(const TrainingBatch& batch, const TrainingOptions& options);
+
+  /// Cross entropy of each row, [R]; no gradients.
+  std::vector<float> losses(const TrainingBatch& batch);
+
+  /// Most memory that passes have used for activations so far.
+  uint64_t activation_bytes() const { return arena_.reserved_bytes(); }
+
+ private:
+  struct Pass;
+  struct KeptBlock;
+  Ops& ops() const { return parameters_.ops(); }
+  void check(const TrainingBatch& batch) const;
+  void run_blocks(Pass& pass, uint64_t activation_bytes);
+  void run_block(Pass& pass, size_t index, View x, KeptBlock* keep);
+  uint64_t kept_bytes(const BlockRef& block, int64_t rows) const;
+  void blocks_backward(Pass& pass, const TrainingOptions& options, View d, TrainingResult& result);
+  /// Cross entropy of all rows; with d, gradients too: of the head, and d [R, C] of the normed rows.
+  std::vector<float> head(Pass& pass, ConstView normed, std::span<const float> weights, double divisor,
+                          float l2wrap, View d);
+  std::vector<float> longce_weights(const TrainingBatch& batch, const LongCe& longce,
+                                    std::span<const float> full);
+
+  Parameters& parameters_;
+  std::vector<BlockRef> order_;
+  size_t lowest_ = 0;       // in order_: nothing below has a gradient
+  bool embedding_ = false;  // the embedding or ln0 have one
+  Arena arena_;
+};
+
+}  // namespace rwkvx
