@@ -13,6 +13,7 @@ ModelOptions RunOptions::model_options() const {
   o.backend = backend;
   o.precision = precision == "bf16" ? Precision::bf16 : Precision::f32;
   o.threads = threads;
+  o.kv = kv;
   return o;
 }
 
@@ -43,7 +44,37 @@ void add_vocabulary_option(CLI::App& app, RunOptions& options) {
                  "World vocabulary (rwkv_vocab_v20230424.txt), for files that carry none; 'byte' for bytes");
 }
 
+namespace {
+
+void add_kv_options(CLI::App& app, RunOptions& options) {
+  app.add_option_function<std::string>(
+         "--kv",
+         [&options](const std::string& text) {
+           const std::optional<DType> dtype = options.kv.dtype;
+           try {
+             options.kv = parse_kv_options(text);
+           } catch (const Error& error) {
+             throw UsageError(error.what());
+           }
+           options.kv.dtype = dtype;
+         },
+         "What sparse attention remembers: full; disk[:FOLDER], the same in a temporary file; or "
+         "bounded[:MAX,WINDOW,MIN]: when MAX tokens are stored keep MIN, the last WINDOW and those they "
+         "looked at most (20000,2000,16000)")
+      ->default_str("full");
+  app.add_option_function<std::string>(
+         "--kv-dtype",
+         [&options](const std::string& text) {
+           options.kv.dtype = text == "f32" ? DType::f32 : text == "bf16" ? DType::bf16 : DType::i8;
+         },
+         "Type of stored keys and values: f32, bf16 or int8 (default: --precision's)")
+      ->check(CLI::IsMember({"f32", "bf16", "int8"}));
+}
+
+}  // namespace
+
 void add_run_options(CLI::App& app, RunOptions& options, const std::string& default_precision) {
+  add_kv_options(app, options);
   options.precision = default_precision;
   add_chunk_options(app, options);
   app.add_option("--precision", options.precision, "Precision of matrix products: f32 or bf16")

@@ -18,6 +18,7 @@ struct RunOptions {
   std::string precision, backend = "cpu";
   int64_t chunk_size = 0, chunk_top_k = 0;  // 0: not given
   int threads = 0;
+  KvOptions kv;
   std::string vocabulary;
 
   ModelOptions model_options() const;

@@ -1,55 +1,135 @@
 #include "model/kv_store.h"
 
+#include <algorithm>
+
 namespace rwkvx {
 
-KvStore::KvStore(int64_t heads, int64_t chunk_size, DType dtype, Ops& ops)
-    : heads_(heads), chunk_size_(chunk_size), dtype_(dtype), ops_(&ops) {}
+KvMemory::KvMemory(const KvOptions& options, Ops& ops) : memory_(&ops.allocator()) {
+  if (options.policy != KvPolicy::disk) return;
+  file_.emplace(options.folder.empty() ? temporary_folder() : options.folder);
+  observer_.file = &*file_;
+}
+
+KvStore::KvStore(int64_t heads, int64_t chunk_size, int64_t block, const KvOptions& options,
+                 std::shared_ptr<KvMemory> memory, Ops& ops)
+    : heads_(heads),
+      chunk_size_(chunk_size),
+      dtype_(options.dtype.value_or(ops.precision() == Precision::bf16 ? DType::bf16 : ops.real())),
+      ops_(&ops),
+      memory_(std::move(memory)) {
+  if (options.policy == KvPolicy::bounded) bound_.emplace(options, heads, block, ops);
+}
 
 std::shared_ptr<KvStore::Page> KvStore::new_page() const {
+  const auto bytes = static_cast<int64_t>(token_bytes()) * chunk_size_;
   auto page = std::make_shared<Page>();
-  page->keys_values = Buffer(dtype_, {2, heads_, chunk_size_, kHeadSize}, ops_->allocator());
+  page->memory = memory_;
+  page->rows = Buffer(DType::u8, {bytes}, memory_->pages());
   page->key_sums = Buffer(ops_->real(), {heads_, kHeadSize}, ops_->allocator());
   return page;
 }
 
+uint64_t KvStore::token_bytes() const {
+  return 2 * (bytes_of(dtype_, heads_ * kHeadSize) +
+              (dtype_ == DType::i8 ? bytes_of(DType::f32, heads_) : uint64_t{0}));
+}
+
 void KvStore::point_at(size_t index) {
   Page& page = *pages_[index];
-  const View keys_values = page.keys_values.view();
-  keys_[index] = keys_values.data();
-  values_[index] = keys_values.rows(1, 1).data();
+  auto* const rows = static_cast<std::byte*>(page.rows.view().data());
+  const uint64_t part = bytes_of(dtype_, heads_ * chunk_size_ * kHeadSize);
+  keys_[index] = rows;
+  values_[index] = rows + part;
   key_sums_[index] = page.key_sums.view().data();
+  if (dtype_ != DType::i8) return;
+  auto* const scales = reinterpret_cast<float*>(rows + 2 * part);
+  key_scales_[index] = scales;
+  value_scales_[index] = scales + heads_ * chunk_size_;
+}
+
+void KvStore::append_page() {
+  auto page = new_page();
+  for (auto* pointers : {&keys_, &values_, &key_sums_}) pointers->reserve(pages_.size() + 1);
+  for (auto* pointers : {&key_scales_, &value_scales_}) pointers->reserve(pages_.size() + 1);
+  pages_.push_back(std::move(page));
+  for (auto* pointers : {&keys_, &values_, &key_sums_}) pointers->push_back(nullptr);
+  if (dtype_ == DType::i8) {
+    for (auto* pointers : {&key_scales_, &value_scales_}) pointers->push_back(nullptr);
+  }
+  point_at(pages_.size() - 1);
+}
+
+void KvStore::own_page(size_t index, bool copy) {
+  if (pages_[index].use_count() == 1) return;
+  auto page = new_page();
+  if (copy) {
+    const Page& shared = *pages_[index];
+    ops_->copy(shared.rows.view().data(), page->rows.view().data(), shared.rows.view().bytes());
+    ops_->copy(shared.key_sums.view().data(), page->key_sums.view().data(), shared.key_sums.view().bytes());
+  }
+  pages_[index] = std::move(page);
+  point_at(index);
+}
+
+int64_t KvStore::room() const {
+  return bound_ ? bound_->max() - length_ : std::numeric_limits<int64_t>::max() - length_;
+}
+
+void KvStore::reserve(int64_t tokens) {
+  const size_t needed = pages_for(length_ + std::min(tokens, room()));
+  while (pages_.size() < needed) append_page();
+  // All that is written to, and when a bounded store drops tokens all of it.
+  const bool drops = tokens >= room();
+  const auto last = static_cast<size_t>(length_ / chunk_size_);
+  const size_t used = pages_for(length_);
+  for (size_t i = drops ? 0 : last; i < needed; ++i) own_page(i, i < used);
 }
 
 void KvStore::extend(int64_t tokens) {
-  if (length_ % chunk_size_ != 0 && pages_.back().use_count() > 1) {
-    const std::shared_ptr<Page> shared = std::move(pages_.back());
-    pages_.back() = new_page();
-    ops_->copy(shared->keys_values.view().data(), pages_.back()->keys_values.view().data(),
-               shared->keys_values.view().bytes());
-    ops_->copy(shared->key_sums.view().data(), pages_.back()->key_sums.view().data(),
-               shared->key_sums.view().bytes());
-    point_at(pages_.size() - 1);
-  }
+  RWKVX_ASSERT(tokens <= room());
+  reserve(tokens);
   length_ += tokens;
-  const auto needed = static_cast<size_t>((length_ + chunk_size_ - 1) / chunk_size_);
-  while (pages_.size() < needed) {
-    pages_.push_back(new_page());
-    for (auto* pointers : {&keys_, &values_, &key_sums_}) pointers->push_back(nullptr);
-    point_at(pages_.size() - 1);
-  }
+  if (FileAllocator* file = memory_->file()) file->used(static_cast<uint64_t>(tokens) * token_bytes());
 }
 
-KvChunks KvStore::chunks() const { return {chunk_size_, length_, dtype_, keys_, values_, key_sums_}; }
+KvChunks KvStore::chunks() const {
+  const size_t used = pages_for(length_);
+  KvChunks kv;
+  kv.chunk_size = chunk_size_;
+  kv.length = length_;
+  kv.dtype = dtype_;
+  kv.keys = std::span(keys_).first(used);
+  kv.values = std::span(values_).first(used);
+  kv.key_sums = std::span(key_sums_).first(used);
+  if (dtype_ == DType::i8) {
+    kv.key_scales = std::span(key_scales_).first(used);
+    kv.value_scales = std::span(value_scales_).first(used);
+  }
+  kv.observer = memory_->observer();
+  return kv;
+}
+
+void KvStore::observe(ConstView q) {
+  if (!bound_) return;
+  bound_->vote(q, chunks());
+  if (length_ < bound_->max()) return;
+  for (size_t i = 0; i < pages_for(bound_->min()); ++i) own_page(i, true);
+  const Buffer kept = bound_->keep();
+  ops_->kv_keep(chunks(), kept);
+  length_ = bound_->min();
+}
 
 void KvStore::clear() {
   length_ = 0;
   pages_.clear();
   for (auto* pointers : {&keys_, &values_, &key_sums_}) pointers->clear();
+  for (auto* pointers : {&key_scales_, &value_scales_}) pointers->clear();
+  if (bound_) bound_->clear();
 }
 
 uint64_t KvStore::bytes() const {
-  uint64_t total = 0;
-  for (const auto& page : pages_) total += page->keys_values.view().bytes() + page->key_sums.view().bytes();
+  uint64_t total = bound_ ? bound_->bytes() : 0;
+  for (const auto& page : pages_) total += page->rows.view().bytes() + page->key_sums.view().bytes();
   return total;
 }
 

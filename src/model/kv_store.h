@@ -1,43 +1,98 @@
 #pragma once
 
+#include <limits>
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "model/kv_bound.h"
+#include "model/kv_options.h"
 #include "ops/ops.h"
+#include "tensor/file_allocator.h"
 
 namespace rwkvx {
 
+/// Where the pages of a state's KV stores lie; they keep it alive. A state and its forks share one.
+class KvMemory {
+ public:
+  /// Errors: those of FileAllocator.
+  KvMemory(const KvOptions& options, Ops& ops);
+  Allocator& pages() { return file_ ? static_cast<Allocator&>(*file_) : *memory_; }
+  FileAllocator* file() { return file_ ? &*file_ : nullptr; }
+  ReadObserver* observer() { return file_ ? &observer_ : nullptr; }
+
+ private:
+  struct Observer final : ReadObserver {
+    FileAllocator* file = nullptr;
+    void read(uint64_t bytes) noexcept override { file->used(bytes); }
+  };
+  Allocator* memory_;
+  std::optional<FileAllocator> file_;
+  Observer observer_;
+};
+
 /// Keys, values and key sums of one sparse block for one sequence, paged by chunk; appending costs one row
 /// and copies nothing that exists. Copies share pages; a shared page is cloned before it is written to.
+///
+/// Every append is extend(), kv_append, chunk_attention, observe(), of at most room() tokens.
 class KvStore {
  public:
-  KvStore(int64_t heads, int64_t chunk_size, DType dtype, Ops& ops);
+  /// `block` is the sparse block's number: bounded stores of different blocks do their work at different
+  /// tokens.
+  KvStore(int64_t heads, int64_t chunk_size, int64_t block, const KvOptions& options,
+          std::shared_ptr<KvMemory> memory, Ops& ops);
 
-  int64_t length() const { return length_; }  ///< tokens
+  /// Tokens stored: all that were appended, fewer when the store is bounded.
+  int64_t length() const { return length_; }
   DType dtype() const { return dtype_; }
+  int64_t heads() const { return heads_; }
   int64_t chunk_size() const { return chunk_size_; }
+  /// Of pages, on disk too.
   uint64_t bytes() const;
+  /// What one token takes in its page.
+  uint64_t token_bytes() const;
 
-  /// Makes room for `tokens` more and counts them as stored; kv_append writes them.
+  /// Memory for `tokens` more. Errors: no room, on the disk or in memory; nothing has changed then.
+  void reserve(int64_t tokens);
+  /// Tokens that may be appended before observe().
+  int64_t room() const;
+  /// Counts `tokens` more as stored; kv_append writes them. Errors: as reserve(), if that was not called.
   void extend(int64_t tokens);
-  /// What operations take. Valid until the next extend() or the store's end.
+  /// What operations take. Valid until the next call that is not const.
   KvChunks chunks() const;
+  /// The queries [R, C] of the tokens just appended: a bounded store lets them vote, and drops tokens when it
+  /// is full.
+  void observe(ConstView q);
   void clear();
+
+  /// Votes of a bounded store; null otherwise.
+  KvBound* bound() { return bound_ ? &*bound_ : nullptr; }
+  const KvBound* bound() const { return bound_ ? &*bound_ : nullptr; }
 
  private:
   struct Page {
-    Buffer keys_values;  // [2, H, B, N]
-    Buffer key_sums;     // [H, N] real
+    std::shared_ptr<KvMemory> memory;  // outlives the rows
+    Buffer rows;                       // bytes: keys [H, B, N], values [H, B, N]; i8: their scales [2, H, B]
+    Buffer key_sums;                   // [H, N] real
   };
   std::shared_ptr<Page> new_page() const;
+  void append_page();
+  /// The page is this store's alone; what it holds stays only if `copy`.
+  void own_page(size_t index, bool copy);
   void point_at(size_t index);
+  size_t pages_for(int64_t tokens) const {
+    return static_cast<size_t>((tokens + chunk_size_ - 1) / chunk_size_);
+  }
 
   int64_t heads_, chunk_size_;
   DType dtype_;
   Ops* ops_;
+  std::shared_ptr<KvMemory> memory_;
+  std::optional<KvBound> bound_;
   int64_t length_ = 0;
-  std::vector<std::shared_ptr<Page>> pages_;
+  std::vector<std::shared_ptr<Page>> pages_;  // may be more than are used
   std::vector<void*> keys_, values_, key_sums_;
+  std::vector<float*> key_scales_, value_scales_;  // i8 only
 };
 
 }  // namespace rwkvx

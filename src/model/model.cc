@@ -17,8 +17,10 @@ std::vector<Pointer> for_sequences(std::span<const SequenceInput> inputs, Of of)
 
 }  // namespace
 
-Model::Model(std::shared_ptr<const Checkpoint> checkpoint, std::shared_ptr<Ops> ops)
-    : ops_(std::move(ops)), weights_(std::move(checkpoint), *ops_) {}
+Model::Model(std::shared_ptr<const Checkpoint> checkpoint, std::shared_ptr<Ops> ops, KvOptions kv)
+    : ops_(std::move(ops)), kv_(std::move(kv)), weights_(std::move(checkpoint), *ops_) {
+  kv_.check("--kv");
+}
 
 void Model::run_block(const BlockRef& block, const Batch& batch, std::span<const SequenceInput> inputs,
                       View v_first, View x, Arena& arena) const {
@@ -54,6 +56,7 @@ void Model::forward(std::span<const SequenceInput> inputs, LogitsOf which, View 
     }
     offsets.push_back(static_cast<int64_t>(tokens.size()));
   }
+  for (const SequenceInput& input : inputs) input.state->reserve(static_cast<int64_t>(input.tokens.size()));
   const Batch batch{offsets};
   const int64_t R = batch.rows(), C = config().channels;
   const Weights& w = weights_.weights();

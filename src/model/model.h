@@ -22,19 +22,21 @@ enum class LogitsOf { none, last, all };
 /// one model serves many sequences. Calls on one Ops instance must not overlap.
 class Model {
  public:
-  /// Errors: those of LoadedWeights.
-  Model(std::shared_ptr<const Checkpoint> checkpoint, std::shared_ptr<Ops> ops);
+  /// `kv` is how its states store keys and values. Errors: those of LoadedWeights and KvOptions::check.
+  Model(std::shared_ptr<const Checkpoint> checkpoint, std::shared_ptr<Ops> ops, KvOptions kv = {});
 
   const ModelConfig& config() const { return weights_.config(); }
   const Checkpoint& checkpoint() const { return weights_.checkpoint(); }
   Ops& ops() const { return *ops_; }
   uint64_t fingerprint() const { return weights_.fingerprint(); }
-  State new_state() const { return State(config(), *ops_); }
+  const KvOptions& kv_options() const { return kv_; }
+  /// Errors: those of State.
+  State new_state() const { return State(config(), kv_, *ops_); }
 
   /// Consumes the tokens of every sequence, all in one pass over the weights. Any split of a sequence into
   /// calls gives the same logits. logits: [S, V] for `last`, [R, V] for `all` (rows of sequence 0 first),
-  /// real; may be empty for `none`. Errors: a token id outside the vocabulary (its position is named); states
-  /// are then untouched.
+  /// real; may be empty for `none`. Errors: a token id outside the vocabulary (its position is named), no
+  /// room for their keys; states are then untouched.
   void forward(std::span<const SequenceInput> inputs, LogitsOf which, View logits, Arena& arena) const;
 
  private:
@@ -42,6 +44,7 @@ class Model {
                  View v_first, View x, Arena& arena) const;
 
   std::shared_ptr<Ops> ops_;
+  KvOptions kv_;
   LoadedWeights weights_;
 };
 

@@ -12,13 +12,17 @@ namespace rwkvx {
 /// the token shifts and KV stores of the sparse blocks. A new state is that of an empty sequence.
 class State {
  public:
-  State(const ModelConfig& config, Ops& ops);
+  /// Errors: those of KvMemory.
+  State(const ModelConfig& config, const KvOptions& options, Ops& ops);
   State(State&&) = default;
   State& operator=(State&&) = default;
 
   /// An independent copy; KV pages are shared until one of the two writes to them.
   State fork() const;
   void reset();
+
+  /// Memory for `tokens` more. Errors: no room, on the disk or in memory; the state is as it was.
+  void reserve(int64_t tokens);
 
   int64_t position() const { return position_; }  ///< tokens consumed
   void advance(int64_t tokens) { position_ += tokens; }
@@ -36,6 +40,7 @@ class State {
   View recurrent() { return recurrent_.view(); }
   ConstView recurrent() const { return recurrent_.view(); }
   const ModelConfig& config() const { return config_; }
+  const KvOptions& kv_options() const { return options_; }
   Ops& ops() const { return *ops_; }
   /// Memory of the recurrent part and of the KV stores. Shared pages count in each state that uses them.
   uint64_t bytes() const;
@@ -46,6 +51,7 @@ class State {
   void* at(int64_t element) { return recurrent_.view().rows(element, 0).data(); }
 
   ModelConfig config_;
+  KvOptions options_;
   Ops* ops_;
   int64_t position_ = 0;
   Buffer recurrent_;

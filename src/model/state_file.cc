@@ -1,5 +1,6 @@
 #include "model/state_file.h"
 
+#include <array>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
@@ -13,7 +14,8 @@ namespace {
 
 constexpr std::string_view kMagic = "RWKVXST\x01";
 constexpr uint64_t kLargest = uint64_t{1} << 62;  // number in a header
-constexpr uint64_t kFixedBytes = 8 + 8 + 8;       // magic, header length, checksum
+constexpr int kFormat = 2;
+constexpr uint64_t kFixedBytes = 8 + 8 + 8;  // magic, header length, checksum
 
 /// What the header says; also the only place that knows the order of the payload.
 struct Header {
@@ -21,11 +23,13 @@ struct Header {
   int64_t position = 0;
   DType real = DType::f32, kv = DType::f32;
   int64_t layers = 0, sparse_blocks = 0, channels = 0, chunk_size = 0;
+  std::string bound;                     // KvOptions::text() of bounded stores, else empty
+  std::vector<int64_t> stored, waiting;  // of each sparse block: tokens; queries that wait to vote
   std::string extra;
 };
 
 nlohmann::json to_json(const Header& h) {
-  return {{"format", 1},
+  return {{"format", kFormat},
           {"model", fmt::format("{:016x}", h.fingerprint)},
           {"position", h.position},
           {"real", name(h.real)},
@@ -34,24 +38,37 @@ nlohmann::json to_json(const Header& h) {
           {"sparse_blocks", h.sparse_blocks},
           {"channels", h.channels},
           {"chunk_size", h.chunk_size},
+          {"bound", h.bound},
+          {"stored", h.stored},
+          {"waiting", h.waiting},
           {"extra", h.extra}};
 }
 
 Header parse_header(std::string_view text, const std::string& file) {
   try {
     const nlohmann::json json = nlohmann::json::parse(text);
-    const auto number = [&](const char* key) {
-      const nlohmann::json& value = json.at(key);
+    const auto checked = [&](const nlohmann::json& value) {
       if (!value.is_number_integer() || (value.is_number_unsigned() && value.get<uint64_t>() > kLargest)) {
         fail("{}: the state file's header is damaged", file);
       }
       return value.get<int64_t>();
     };
-    if (number("format") != 1) fail("{}: written by a newer rwkvx; update rwkvx to read it", file);
+    const auto number = [&](const char* key) { return checked(json.at(key)); };
+    const auto numbers = [&](const char* key) {
+      std::vector<int64_t> list;
+      for (const nlohmann::json& value : json.at(key)) list.push_back(checked(value));
+      return list;
+    };
+    const int64_t format = number("format");
+    if (format > kFormat) fail("{}: written by a newer rwkvx; update rwkvx to read it", file);
+    if (format < kFormat) {
+      fail("{}: a state of format {}, which this rwkvx no longer reads; read the prompt again", file, format);
+    }
     Header h;
     const auto dtype = [&](const char* key) {
       const auto found = dtype_named(json.at(key).get<std::string>());
-      if (!found || !is_float(*found)) fail("{}: the state file's header has an unknown type", file);
+      const bool known = found && (is_float(*found) || (*found == DType::i8 && key == std::string("kv")));
+      if (!known) fail("{}: the state file's header has an unknown type", file);
       return *found;
     };
     h.fingerprint = std::stoull(json.at("model").get<std::string>(), nullptr, 16);
@@ -62,6 +79,9 @@ Header parse_header(std::string_view text, const std::string& file) {
     h.sparse_blocks = number("sparse_blocks");
     h.channels = number("channels");
     h.chunk_size = number("chunk_size");
+    h.bound = json.at("bound").get<std::string>();
+    h.stored = numbers("stored");
+    h.waiting = numbers("waiting");
     h.extra = json.at("extra").get<std::string>();
     return h;
   } catch (const nlohmann::json::exception&) {
@@ -119,15 +139,162 @@ class Reader {
   const std::string& file_;
 };
 
+/// One page of a KV store in the host's memory: the rows of each head, and their scales if they are int8.
+struct HostPage {
+  DType dtype;
+  int64_t heads, chunk_size;
+  std::array<Buffer, 2> rows;    // keys, values [H, B, N]
+  std::array<Buffer, 2> scales;  // [H, B] f32, i8 only
+  Buffer sums;                   // [H, N] real
+
+  HostPage(DType type, int64_t h, int64_t b, DType real)
+      : dtype(type), heads(h), chunk_size(b), sums(real, {h, kHeadSize}) {
+    for (Buffer& part : rows) part = Buffer(type, {h, b, kHeadSize});
+    if (type != DType::i8) return;
+    for (Buffer& part : scales) part = Buffer(DType::f32, {h, b});
+  }
+  /// f(bytes) for each piece of the first `used` rows, in the order of the file.
+  template <typename Function>
+  void for_each_piece(int64_t used, const Function& f) {
+    for (size_t part = 0; part < 2; ++part) {
+      for (int64_t h = 0; h < heads; ++h) {
+        f(rows[part].view().rows(h, 1).reshaped({chunk_size, kHeadSize}).rows(0, used).raw());
+        if (scales[part]) f(scales[part].view().rows(h, 1).reshaped({chunk_size}).rows(0, used).raw());
+      }
+    }
+    f(sums.view().raw());
+  }
+  /// Keys (0) or values (1) of the first `used` tokens as rows [used, C] of type `real`.
+  Buffer tokens(size_t part, int64_t used, DType real) const {
+    Buffer widened(DType::f32, rows[part].view().shape()), out(DType::f32, {used, heads * kHeadSize}),
+        result(real, {used, heads * kHeadSize});
+    if (dtype == DType::i8) {
+      for (int64_t i = 0; i < widened.view().elements(); ++i) {
+        widened.as<float>()[i] =
+            scales[part].as<float>()[i / kHeadSize] * static_cast<float>(rows[part].as<int8_t>()[i]);
+      }
+    } else {
+      convert(rows[part], widened);
+    }
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t t = 0; t < used; ++t) {
+        std::memcpy(out.as<float>() + (t * heads + h) * kHeadSize,
+                    widened.as<float>() + (h * chunk_size + t) * kHeadSize, kHeadSize * sizeof(float));
+      }
+    }
+    convert(out, result);
+    return result;
+  }
+};
+
+/// Between a page of the backend and the host's. Scales are empty unless the rows are int8.
+template <typename Transfer>
+void transfer_page(const KvChunks& kv, size_t chunk, HostPage& page, const Transfer& transfer) {
+  transfer(kv.keys[chunk], page.rows[0]);
+  transfer(kv.values[chunk], page.rows[1]);
+  transfer(kv.key_sums[chunk], page.sums);
+  if (kv.dtype != DType::i8) return;
+  transfer(kv.key_scales[chunk], page.scales[0]);
+  transfer(kv.value_scales[chunk], page.scales[1]);
+}
+
+void save_store(Writer& writer, const KvStore& store, Ops& ops) {
+  const KvChunks kv = store.chunks();
+  HostPage page(kv.dtype, store.heads(), kv.chunk_size, ops.real());
+  for (size_t i = 0; i < kv.keys.size(); ++i) {
+    transfer_page(kv, i, page, [&](void* device, Buffer& host) { ops.download(device, host.view().raw()); });
+    page.for_each_piece(used_rows(kv.length, kv.chunk_size, static_cast<int64_t>(i)),
+                        [&](std::span<std::byte> bytes) { writer.write(bytes); });
+  }
+  if (store.bound() == nullptr) return;
+  const auto write = [&](ConstView device) {
+    Buffer host(device.dtype(), device.shape());
+    ops.download(device.data(), host.view().raw());
+    writer.write(host.view().raw());
+  };
+  write(store.bound()->votes());
+  write(store.bound()->waiting().rows(0, store.bound()->waiting_count()));
+}
+
+void load_store(Reader& reader, KvStore& store, const Header& h, size_t block, Ops& ops) {
+  const int64_t stored = h.stored[block], heads = store.heads(), chunk_size = store.chunk_size();
+  HostPage page(h.kv, heads, chunk_size, h.real);
+  const bool same = h.kv == store.dtype() && h.real == ops.real();
+  for (int64_t begin = 0; begin < stored; begin += chunk_size) {
+    const int64_t used = std::min(chunk_size, stored - begin);
+    page.for_each_piece(used, [&](std::span<std::byte> bytes) {
+      const auto piece = reader.take(bytes.size());
+      std::memcpy(bytes.data(), piece.data(), bytes.size());
+    });
+    store.extend(used);
+    const KvChunks kv = store.chunks();
+    if (same) {
+      transfer_page(kv, static_cast<size_t>(begin / chunk_size), page,
+                    [&](void* device, const Buffer& host) { ops.upload(host.view().raw(), device); });
+      continue;
+    }
+    Buffer keys(ops.real(), {used, heads * kHeadSize}, ops.allocator()),
+        values(ops.real(), {used, heads * kHeadSize}, ops.allocator());
+    ops.upload(page.tokens(0, used, ops.real()).view().raw(), keys.view().data());
+    ops.upload(page.tokens(1, used, ops.real()).view().raw(), values.view().data());
+    ops.kv_append(keys, values, std::array<int64_t, 2>{0, used}, std::span(&kv, 1));
+  }
+  KvBound* bound = store.bound();
+  if (bound == nullptr || h.bound.empty()) return;
+  const auto read = [&](View device) {
+    Buffer host(device.dtype(), device.shape());
+    reader.take_as(h.real, host);
+    ops.upload(host.view().raw(), device.data());
+  };
+  read(bound->votes());
+  read(bound->waiting().rows(0, h.waiting[block]));
+  bound->set_waiting_count(h.waiting[block]);
+}
+
+/// Before room is made for what the header claims.
+void check_stored(const Header& h, const State& state, uint64_t file_bytes, const std::string& file) {
+  const KvOptions& options = state.kv_options();
+  const std::string bound = options.policy == KvPolicy::bounded ? options.text() : "";
+  if (!h.bound.empty() && h.bound != bound) {
+    fail("{}: saved with --kv {}, which dropped tokens; load it with the same", file, h.bound);
+  }
+  const auto blocks = static_cast<size_t>(h.sparse_blocks);
+  if (h.stored.size() != blocks || h.waiting.size() != blocks) {
+    fail("{}: the state file's header is damaged", file);
+  }
+  uint64_t claimed = 0;
+  for (size_t j = 0; j < h.stored.size(); ++j) {
+    const KvStore& store = state.kv(static_cast<int64_t>(j));
+    if (h.stored[j] < 0 || h.stored[j] > h.position || h.waiting[j] < 0 || h.waiting[j] >= KvBound::kVoters ||
+        (h.bound.empty() && (h.stored[j] != h.position || h.waiting[j] != 0))) {
+      fail("{}: the state file's header is damaged", file);
+    }
+    claimed += 2 * bytes_of(h.kv, h.channels);
+    if (claimed > 0 && static_cast<uint64_t>(h.stored[j]) > file_bytes / claimed) {
+      fail("{}: the state file is shorter than its header says", file);
+    }
+    if (store.bound() != nullptr && h.stored[j] >= store.bound()->max()) {
+      fail("{}: holds {} tokens, more than --kv {} keeps; load it with --kv full or disk", file, h.stored[j],
+           options.text());
+    }
+  }
+}
+
 }  // namespace
 
 void save_state(const Path& path, const State& state, uint64_t fingerprint, std::string_view extra) {
   const ModelConfig& c = state.config();
   Ops& ops = state.ops();
   const DType kv_type = c.sparse_blocks > 0 ? state.kv(0).dtype() : ops.real();
-  const std::string header = to_json({fingerprint, state.position(), ops.real(), kv_type, c.layers,
-                                      c.sparse_blocks, c.channels, c.chunk_size, std::string(extra)})
-                                 .dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
+  Header h{fingerprint, state.position(), ops.real(), kv_type, c.layers, c.sparse_blocks,
+           c.channels,  c.chunk_size,     "",         {},      {},       std::string(extra)};
+  if (state.kv_options().policy == KvPolicy::bounded) h.bound = state.kv_options().text();
+  for (int64_t j = 0; j < c.sparse_blocks; ++j) {
+    const KvStore& store = state.kv(j);
+    h.stored.push_back(store.length());
+    h.waiting.push_back(store.bound() != nullptr ? store.bound()->waiting_count() : 0);
+  }
+  const std::string header = to_json(h).dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
   Writer writer(path);
   writer.write(std::as_bytes(std::span(kMagic)));
   writer.write_number(header.size());
@@ -136,19 +303,7 @@ void save_state(const Path& path, const State& state, uint64_t fingerprint, std:
   Buffer recurrent(ops.real(), state.recurrent().shape());
   ops.download(state.recurrent().data(), recurrent.view().raw());
   writer.write(recurrent.view().raw());
-  for (int64_t j = 0; j < c.sparse_blocks; ++j) {
-    const KvChunks kv = state.kv(j).chunks();
-    Buffer page(kv.dtype, {2 * c.heads(), c.chunk_size, kHeadSize}), sums(ops.real(), {c.channels});
-    for (size_t i = 0; i < kv.keys.size(); ++i) {
-      const int64_t used = used_rows(kv.length, c.chunk_size, static_cast<int64_t>(i));
-      ops.download(kv.keys[i], page.view().raw());
-      ops.download(kv.key_sums[i], sums.view().raw());
-      for (int64_t b = 0; b < page.view().dim(0); ++b) {
-        writer.write(page.view().rows(b, 1).reshaped({c.chunk_size, kHeadSize}).rows(0, used).raw());
-      }
-      writer.write(sums.view().raw());
-    }
-  }
+  for (int64_t j = 0; j < c.sparse_blocks; ++j) save_store(writer, state.kv(j), ops);
   writer.finish();
 }
 
@@ -186,33 +341,17 @@ std::string load_state(const Path& path, State& state, uint64_t fingerprint) {
   }
   if (h.position < 0) fail("{}: the state file's header is damaged", file);
 
+  check_stored(h, state, bytes.size(), file);
+
   Ops& ops = state.ops();
-  State loaded(c, ops);
+  State loaded(c, state.kv_options(), ops);
   loaded.set_position(h.position);
   Reader reader(bytes.subspan(16 + header_bytes, bytes.size() - kFixedBytes - header_bytes), file);
   Buffer recurrent(ops.real(), loaded.recurrent().shape());
   reader.take_as(h.real, recurrent);
   ops.upload(recurrent.view().raw(), loaded.recurrent().data());
-  // Before room is made for what the header claims.
-  const uint64_t token_bytes = 2 * static_cast<uint64_t>(c.sparse_blocks) * bytes_of(h.kv, c.channels);
-  if (token_bytes > 0 && static_cast<uint64_t>(h.position) > bytes.size() / token_bytes) {
-    fail("{}: the state file is shorter than its header says", file);
-  }
-  for (int64_t j = 0; j < c.sparse_blocks; ++j) {
-    KvStore& store = loaded.kv(j);
-    if (h.position > 0) store.extend(h.position);
-    const KvChunks kv = store.chunks();
-    Buffer page(kv.dtype, {2 * c.heads(), c.chunk_size, kHeadSize}), sums(ops.real(), {c.channels});
-    for (size_t i = 0; i < kv.keys.size(); ++i) {
-      const int64_t used = used_rows(kv.length, c.chunk_size, static_cast<int64_t>(i));
-      for (int64_t b = 0; b < page.view().dim(0); ++b) {
-        reader.take_as(h.kv, page.view().rows(b, 1).reshaped({c.chunk_size, kHeadSize}).rows(0, used));
-      }
-      reader.take_as(h.real, sums);
-      ops.upload(page.view().raw(), kv.keys[i]);
-      ops.upload(sums.view().raw(), kv.key_sums[i]);
-    }
-  }
+  for (int64_t j = 0; j < c.sparse_blocks; ++j)
+    load_store(reader, loaded.kv(j), h, static_cast<size_t>(j), ops);
   if (!reader.empty()) fail("{}: the state file is longer than its header says", file);
   state = std::move(loaded);
   return h.extra;

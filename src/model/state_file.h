@@ -15,8 +15,9 @@ namespace rwkvx {
 /// text.
 void save_state(const Path& path, const State& state, uint64_t fingerprint, std::string_view extra);
 
-/// Replaces `state` and returns `extra`. A state saved in another precision is converted.
-/// Errors: not a state file, damaged, of another model or chunk size; `state` is then untouched.
+/// Replaces `state` and returns `extra`. A state saved in another precision, or with keys and
+/// values of another type, is converted. Errors: not a state file, damaged, of another model or chunk size,
+/// with other bounds, too long for `state`'s; `state` is then untouched.
 std::string load_state(const Path& path, State& state, uint64_t fingerprint);
 
 }  // namespace rwkvx

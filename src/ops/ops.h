@@ -89,15 +89,27 @@ struct Wkv7Output {
   View y;
 };
 
-/// Keys and values of one sequence in one sparse block, paged by chunk. A page holds keys [H, B, N] then
-/// values [H, B, N] in `dtype` (f32, f64 or bf16); `key_sums[c]` is Σ of the chunk's keys as stored, [H, N]
-/// real.
+/// Told which memory is read, so that a store that is larger than memory can let go of it (a mapped file).
+/// Called from any thread.
+class ReadObserver {
+ public:
+  virtual void read(uint64_t bytes) noexcept = 0;
+
+ protected:
+  ~ReadObserver() = default;
+};
+
+/// Keys and values of one sequence in one sparse block, paged by chunk: keys [H, B, N] and values [H, B, N]
+/// in `dtype` (f32, f64, bf16 or i8); `key_sums[c]` is Σ of the chunk's keys as stored, [H, N] real. In i8 a
+/// row of N has a scale, [H, B] float32: x = scale · i8, scale = max|x| / 127, rounded to nearest even.
 struct KvChunks {
   int64_t chunk_size = 0;  ///< B
   int64_t length = 0;      ///< tokens stored, or to be stored when kv_append returns
   DType dtype = DType::f32;
   std::span<void*const> keys, values;  ///< one per chunk, ⌈length / B⌉
   std::span<void* const> key_sums;
+  std::span<float*const> key_scales, value_scales;  ///< i8 only
+  ReadObserver* observer = nullptr;                 ///< told by chunk_attention; may be null
 };
 
 /// Top-k chunk attention (MoBA, arXiv 2502.13189, as trained by RWKV-X, arXiv 2504.21463). The rows of
@@ -113,6 +125,16 @@ struct ChunkAttention {
   // For the backward, or empty:
   View lse = {};     ///< [R, H] real: log Σ exp(score) over what a query sees
   View chosen = {};  ///< [R, H, top_k − 1] i32: the earlier chunks seen, in any order; then −1
+};
+
+/// What a window of queries attends to: for the rows of q, which are tokens first .. first + R of kv, each
+/// with a full causal softmax over the keys at its position and before (scores q·k / √N), votes[h, j] += its
+/// weight on token j, j < candidates ≤ first (SnapKV, arXiv 2404.14469, with all queries of its window).
+struct KvVote {
+  ConstView q;  ///< [R, C] real
+  KvChunks kv;
+  int64_t first = 0;
+  View votes;  ///< [H, candidates] real
 };
 
 class TrainingOps;
@@ -157,6 +179,11 @@ class Ops {
   virtual void kv_append(ConstView k, ConstView v, std::span<const int64_t> offsets,
                          std::span<const KvChunks> kv) = 0;
   virtual void chunk_attention(const ChunkAttention& call) = 0;
+  virtual void kv_vote(const KvVote& call) = 0;
+  /// Per head, token i becomes what token kept[h, i] was, for i < K; the others go. kept [H, K] i32 rises
+  /// along i. In place: kv.length counts the tokens before; key_sums of the ⌈K / B⌉ chunks that stay are
+  /// computed anew, in order.
+  virtual void kv_keep(const KvChunks& kv, ConstView kept) = 0;
 
   /// y[i] = x[rows[i]]: picks the rows whose logits are wanted. Types equal.
   virtual void gather_rows(ConstView x, std::span<const int64_t> rows, View y) = 0;

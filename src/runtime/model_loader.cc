@@ -31,7 +31,7 @@ bool only_unused(const EmbeddedVocabulary& vocabulary) {
 std::shared_ptr<const Model> load_model(const ModelOptions& options) {
   auto checkpoint = open_checkpoint(options.path, {options.chunk_size, options.top_k});
   std::shared_ptr<Ops> ops = make_ops({options.backend, options.precision, options.threads});
-  return std::make_shared<const Model>(std::move(checkpoint), std::move(ops));
+  return std::make_shared<const Model>(std::move(checkpoint), std::move(ops), options.kv);
 }
 
 std::shared_ptr<const Tokenizer> load_vocabulary(const Path& path) {

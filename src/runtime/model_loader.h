@@ -17,6 +17,7 @@ struct ModelOptions {
   std::string backend = "cpu";
   Precision precision = Precision::bf16;
   int threads = 0;  ///< 0: all cores
+  KvOptions kv;
 };
 
 /// Opens the checkpoint and readies it on a backend.

@@ -158,7 +158,14 @@ TEST_F(StateFileTest, HeadersThatAreNotWhatTheyShouldBe) {
     json[key] = value;
     return with_header(json.dump());
   };
-  expect_refused(changed("format", 2), HasSubstr("newer"));
+  expect_refused(changed("format", 3), HasSubstr("newer"));
+  expect_refused(changed("format", 1), HasSubstr("format 1"));
+  for (const char* key : {"stored", "waiting"}) {
+    for (const nlohmann::json& value : {nlohmann::json{}, nlohmann::json{1, 2}, nlohmann::json{-1},
+                                        nlohmann::json{int64_t{1} << 61}, nlohmann::json{"10"}}) {
+      expect_refused(changed(key, value), HasSubstr("header"));
+    }
+  }
   for (const char* key : {"real", "kv"}) {
     for (const char* type : {"i64", "q8_0", "float", ""})
       expect_refused(changed(key, type), HasSubstr("type"));

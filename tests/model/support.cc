@@ -41,8 +41,8 @@ std::vector<std::string> TemporaryFolder::files() const {
 }
 
 std::shared_ptr<const Model> open_model(const Path& path, const std::string& backend, Precision precision,
-                                        const CheckpointOptions& options) {
-  return std::make_shared<const Model>(open_checkpoint(path, options), make_ops({backend, precision, 2}));
+                                        const CheckpointOptions& options, const KvOptions& kv) {
+  return std::make_shared<const Model>(open_checkpoint(path, options), make_ops({backend, precision, 2}), kv);
 }
 
 Golden read_golden(const std::string& name) {
@@ -172,13 +172,28 @@ std::vector<float> contents(const State& state) {
   };
   for (int64_t j = 0; j < c.sparse_blocks; ++j) {
     const KvChunks kv = state.kv(j).chunks();
-    Buffer page(kv.dtype, {2 * c.heads(), c.chunk_size, kHeadSize}), sums(DType::f32, {c.channels});
+    Buffer page(kv.dtype, {c.heads(), c.chunk_size, kHeadSize}), sums(DType::f32, {c.channels}),
+        scales(DType::f32, {c.heads(), c.chunk_size}), wide(DType::f32, {c.chunk_size, kHeadSize});
     for (size_t i = 0; i < kv.keys.size(); ++i) {
       const int64_t used = std::min(c.chunk_size, kv.length - static_cast<int64_t>(i) * c.chunk_size);
-      state.ops().download(kv.keys[i], page.view().raw());
       state.ops().download(kv.key_sums[i], sums.view().raw());
-      for (int64_t b = 0; b < 2 * c.heads(); ++b) {
-        append(page.view().rows(b, 1).reshaped({c.chunk_size, kHeadSize}).rows(0, used));
+      for (const bool keys : {true, false}) {
+        state.ops().download(keys ? kv.keys[i] : kv.values[i], page.view().raw());
+        if (kv.dtype == DType::i8) {
+          state.ops().download(keys ? kv.key_scales[i] : kv.value_scales[i], scales.view().raw());
+        }
+        for (int64_t h = 0; h < c.heads(); ++h) {
+          const ConstView rows = page.view().rows(h, 1).reshaped({c.chunk_size, kHeadSize});
+          if (kv.dtype != DType::i8) {
+            append(rows.rows(0, used));
+            continue;
+          }
+          for (int64_t e = 0; e < wide.view().elements(); ++e) {
+            wide.as<float>()[e] = static_cast<float>(rows.as<int8_t>()[e]) *
+                                  scales.as<float>()[h * c.chunk_size + e / kHeadSize];
+          }
+          append(wide.view().rows(0, used));
+        }
       }
       append(sums);
     }

@@ -31,7 +31,7 @@ class TemporaryFolder {
 };
 
 std::shared_ptr<const Model> open_model(const Path& path, const std::string& backend, Precision precision,
-                                        const CheckpointOptions& options = {});
+                                        const CheckpointOptions& options = {}, const KvOptions& kv = {});
 
 /// What a golden expects.
 struct Golden {

@@ -14,6 +14,8 @@ Cases wkv7_operands_cases(Precision precision);
 Cases wkv7_cases(Precision precision);
 Cases wkv7_output_cases(Precision precision);
 Cases kv_append_cases(Precision precision);
+Cases kv_keep_cases(Precision precision);
+Cases kv_vote_cases(Precision precision);
 Cases chunk_attention_cases(Precision precision);
 
 Cases embed_backward_cases(Precision precision);

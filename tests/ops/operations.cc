@@ -13,6 +13,8 @@ const std::vector<std::pair<std::string, std::function<Cases(Precision)>>>& oper
       {"wkv7", wkv7_cases},
       {"wkv7_output", wkv7_output_cases},
       {"kv_append", kv_append_cases},
+      {"kv_keep", kv_keep_cases},
+      {"kv_vote", kv_vote_cases},
       {"chunk_attention", chunk_attention_cases},
       {"embed_backward", embed_backward_cases},
       {"layer_norm_backward", layer_norm_backward_cases},

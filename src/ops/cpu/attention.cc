@@ -30,8 +30,18 @@ struct Head {
   int64_t position(int64_t row) const { return first_position + row - begin; }
   int64_t chunk(int64_t row) const { return position(row) / kv.chunk_size; }
   template <typename T>
-  const T* page(std::span<void* const> pages, int64_t chunk) const {
-    return static_cast<const T*>(pages[static_cast<size_t>(chunk)]) + head * kv.chunk_size * N;
+  Rows<T> keys(int64_t chunk) const {
+    return rows<T>(kv.keys, kv.key_scales, chunk);
+  }
+  template <typename T>
+  Rows<T> values(int64_t chunk) const {
+    return rows<T>(kv.values, kv.value_scales, chunk);
+  }
+  template <typename T>
+  Rows<T> rows(std::span<void* const> pages, std::span<float* const> scales, int64_t chunk) const {
+    const auto c = static_cast<size_t>(chunk);
+    const int64_t first = head * kv.chunk_size;
+    return {static_cast<T*>(pages[c]) + first * N, Rows<T>::kScaled ? scales[c] + first : nullptr};
   }
   const float* key_sums(int64_t chunk) const {
     return static_cast<const float*>(kv.key_sums[static_cast<size_t>(chunk)]) + head * N;
@@ -169,8 +179,8 @@ HWY_INLINE void choose(const Head& head, const QueryBlock& block, int64_t row, i
 
 /// One query over keys 0 .. count of a page; its channels are in the lanes.
 template <typename T>
-HWY_INLINE void attend_one(const Head& head, int64_t row, const T* keys, const T* values, int64_t count,
-                           Softmax& softmax) {
+HWY_INLINE void attend_one(const Head& head, int64_t row, const Rows<T>& keys, const Rows<T>& values,
+                           int64_t count, Softmax& softmax) {
   constexpr int64_t kBlock = 64;
   HWY_ALIGN float scores[kBlock];
   V q[kHeadVectors], sums[kHeadVectors];
@@ -181,11 +191,11 @@ HWY_INLINE void attend_one(const Head& head, int64_t row, const T* keys, const T
   for (int64_t begin = 0; begin < count; begin += kBlock) {
     const int64_t block = std::min(kBlock, count - begin);
     for (int64_t i = 0; i < block; ++i) {
-      const T* key = keys + (begin + i) * N;
+      const T* key = keys.row(begin + i);
       V dot = hn::Mul(q[0], load(key));
       RWKVX_UNROLL for (int64_t n = 1; n < kHeadVectors; ++n) dot =
           hn::MulAdd(q[n], load(key + n * kLanes), dot);
-      scores[i] = sum_of_lanes(dot);
+      scores[i] = keys.scaled(sum_of_lanes(dot), begin + i);
     }
     std::fill(scores + block, scores + kBlock, -INFINITY);
     V most = load(scores);
@@ -202,8 +212,8 @@ HWY_INLINE void attend_one(const Head& head, int64_t row, const T* keys, const T
     softmax.total = softmax.total * scale + sum_of_lanes(totals);
     RWKVX_UNROLL for (int64_t n = 0; n < kHeadVectors; ++n) sums[n] = hn::Mul(sums[n], set(scale));
     for (int64_t i = 0; i < block; ++i) {
-      const T* value = values + (begin + i) * N;
-      const V p = set(scores[i]);
+      const T* value = values.row(begin + i);
+      const V p = set(values.scaled(scores[i], begin + i));
       RWKVX_UNROLL for (int64_t n = 0; n < kHeadVectors; ++n) {
         sums[n] = hn::MulAdd(p, load(value + n * kLanes), sums[n]);
       }
@@ -234,8 +244,7 @@ HWY_INLINE void attend_own(const Head& head, int64_t row, int64_t lanes, QueryBl
       load_query(head, row + std::min(lane, lanes - 1), block, lane);
   }
   choose(head, block, row, lanes, own, scratch);
-  const T* keys = head.page<T>(head.kv.keys, own);
-  const T* values = head.page<T>(head.kv.values, own);
+  const auto keys = head.keys<T>(own), values = head.values<T>(own);
   if (lanes < kFewQueries) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
       attend_one(head, row + lane, keys, values, slot + lane + 1, softmax[row - head.begin + lane]);
@@ -270,8 +279,11 @@ HWY_INLINE void attend_chosen(const Head& head, QueryBlock& block, Softmax* soft
   }
   int64_t begin = 0;
   for (int64_t c = 0; c < chunks; ++c) {
-    const T* keys = head.page<T>(head.kv.keys, c);
-    const T* values = head.page<T>(head.kv.values, c);
+    if (begin == counts[c]) continue;
+    const auto keys = head.keys<T>(c), values = head.values<T>(c);
+    if (head.kv.observer != nullptr) {
+      head.kv.observer->read(2 * static_cast<uint64_t>(head.kv.chunk_size * N) * sizeof(T));
+    }
     for (; begin < counts[c]; begin += kQueries) {
       const int64_t lanes = std::min<int64_t>(kQueries, counts[c] - begin);
       if (lanes < kFewQueries) {
@@ -350,6 +362,8 @@ void attend(const AttentionTask& task, AttentionScratch& scratch) {
   head.chosen_chunks = std::min(call.top_k - 1, head.chunk(task.end - 1));  // no more than there are
   if (kv.dtype == DType::bf16) {
     attend_typed<const BFloat16>(head, task, scratch);
+  } else if (kv.dtype == DType::i8) {
+    attend_typed<const int8_t>(head, task, scratch);
   } else {
     RWKVX_ASSERT(kv.dtype == DType::f32);
     attend_typed<const float>(head, task, scratch);

@@ -35,6 +35,7 @@ struct AttentionScratch {
   Scratch counts;    // int32 [chunks + 1]
   Scratch requests;  // int32 [rows · (top_k − 1)]: rows, ordered by the chunk that they chose
   Scratch best;      // float: gates and chunks of the best so far, vectors of queries
+  Scratch scores;    // float [keys, queries]: of a vote
 };
 
 void attend(const AttentionTask& task, AttentionScratch& scratch);

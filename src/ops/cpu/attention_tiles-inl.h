@@ -8,6 +8,7 @@
 #endif
 
 #include <algorithm>
+#include <type_traits>
 
 #include "ops/cpu/simd-inl.h"
 
@@ -35,6 +36,38 @@ HWY_INLINE void multiply_tile(V (&tile)[kTile][kVectors], const Row& row, const 
     }
   }
 }
+
+/// Rows [count, N] of a page as stored, T one of const float, const BFloat16 and const int8_t.
+template <typename T>
+struct Rows {
+  T* data;
+  const float* scales;  // int8_t only
+  static constexpr bool kScaled = std::is_same_v<T, const int8_t>;
+
+  HWY_INLINE T* row(int64_t i) const { return data + i * kHeadSize; }
+  HWY_INLINE V scaled(V x, int64_t i) const {
+    if constexpr (kScaled) return hn::Mul(x, set(scales[i]));
+    return x;
+  }
+  HWY_INLINE float scaled(float x, int64_t i) const {
+    if constexpr (kScaled) return x * scales[i];
+    return x;
+  }
+  HWY_INLINE Rows from(int64_t i) const { return {row(i), kScaled ? scales + i : nullptr}; }
+  /// The first `count` rows as float32: themselves, or written to `block`.
+  HWY_INLINE const float* widened(int64_t count, float* block) const {
+    if constexpr (std::is_same_v<T, const float>) {
+      return data;
+    } else {
+      for (int64_t i = 0; i < count; ++i) {
+        RWKVX_UNROLL for (int64_t n = 0; n < kHeadSize; n += kLanes) {
+          store(scaled(load(row(i) + n), i), block + i * kHeadSize + n);
+        }
+      }
+      return block;
+    }
+  }
+};
 
 /// 2 vectors of queries and their running softmaxes, transposed.
 struct QueryBlock {
@@ -120,20 +153,12 @@ HWY_INLINE void attend_block(QueryBlock& block, const float* keys, const float* 
 
 /// Keys 0 .. count of a page join the softmaxes of the block.
 template <bool kCausal, typename T>
-HWY_INLINE void attend_page(QueryBlock& block, const T* keys, const T* values, int64_t count) {
+HWY_INLINE void attend_page(QueryBlock& block, const Rows<T>& keys, const Rows<T>& values, int64_t count) {
   HWY_ALIGN float key_block[kKeyBlock * kHeadSize], value_block[kKeyBlock * kHeadSize];
   for (int64_t first = 0; first < count; first += kKeyBlock) {
-    const int64_t keys_here = std::min(kKeyBlock, count - first);
-    const T *key = keys + first * kHeadSize, *value = values + first * kHeadSize;
-    if constexpr (std::is_same_v<T, const float>) {
-      attend_block<kCausal>(block, key, value, first, keys_here);
-    } else {
-      for (int64_t i = 0; i < keys_here * kHeadSize; i += kLanes) {
-        store(load(key + i), key_block + i);
-        store(load(value + i), value_block + i);
-      }
-      attend_block<kCausal>(block, key_block, value_block, first, keys_here);
-    }
+    const int64_t here = std::min(kKeyBlock, count - first);
+    attend_block<kCausal>(block, keys.from(first).widened(here, key_block),
+                          values.from(first).widened(here, value_block), first, here);
   }
 }
 

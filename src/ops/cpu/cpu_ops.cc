@@ -138,6 +138,19 @@ class CpuOps final : public Ops {
               });
   }
 
+  void kv_vote(const KvVote& call) override {
+    const int64_t heads = call.q.dim(1) / kHeadSize;
+    RWKVX_ASSERT(call.votes.dim(0) == heads && call.votes.dim(1) <= call.first);
+    run_tasks(heads, call.q.dim(0) * call.first * heads >= 2000, [&](int64_t head, int thread) {
+      cpu::kv_vote_head(call, head, attention_scratch_[static_cast<size_t>(thread)].scores);
+    });
+  }
+
+  void kv_keep(const KvChunks& kv, ConstView kept) override {
+    run_tasks(kept.dim(0), kept.elements() >= 1024,
+              [&](int64_t head, int) { cpu::kv_keep_head(kv, kept, head); });
+  }
+
   void gather_rows(ConstView x, std::span<const int64_t> rows, View y) override {
     const auto row_bytes = bytes_of(x.dtype(), x.dim(1));
     for (size_t i = 0; i < rows.size(); ++i) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "ops/cpu/scratch.h"
 #include "ops/ops.h"
 
 /// The vector kernels of the cpu backend. Each does a part (rows, heads, …) of an operation of ops.h,
@@ -25,5 +26,10 @@ void wkv7_head(const Wkv7Call& call, int64_t head, int64_t begin, int64_t end, f
 
 // kv.cc: one head of rows begin .. end, which are the last tokens of kv.
 void kv_append_head(ConstView k, ConstView v, int64_t begin, int64_t end, const KvChunks& kv, int64_t head);
+/// One head of kv_keep.
+void kv_keep_head(const KvChunks& kv, ConstView kept, int64_t head);
+
+// kv_vote.cc: one head. `scratch` is one thread's.
+void kv_vote_head(const KvVote& call, int64_t head, Scratch& scratch);
 
 }  // namespace rwkvx::cpu

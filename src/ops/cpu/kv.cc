@@ -4,6 +4,10 @@
 // After targets.h.
 #include "hwy/foreach_target.h"
 // After foreach_target.h.
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/simd-inl.h"
 
@@ -12,35 +16,117 @@ namespace rwkvx::cpu::HWY_NAMESPACE {
 
 constexpr int64_t N = kHeadSize;
 
+/// One head's rows of a page, T float, BFloat16 or int8_t.
+template <typename T>
+struct PageRows {
+  T* data;
+  float* scales;  // int8_t only
+  HWY_INLINE void put(int64_t slot, const float* x) const {
+    T* to = data + slot * N;
+    if constexpr (std::is_same_v<T, int8_t>) {
+      V most = zero();
+      auto finite = hn::IsFinite(load(x));
+      RWKVX_UNROLL for (int64_t n = 0; n < N; n += kLanes) {
+        most = hn::Max(most, hn::Abs(load(x + n)));
+        finite = hn::And(finite, hn::IsFinite(load(x + n)));
+      }
+      if (!hn::AllTrue(F(), finite)) {  // seen in whatever is computed with it
+        scales[slot] = NAN;
+        std::fill_n(to, N, int8_t{1});
+        return;
+      }
+      const float largest = hn::GetLane(hn::MaxOfLanes(F(), most));
+      scales[slot] = largest / 127;
+      const V inverse = set(largest > 0 ? 127 / largest : 0);
+      RWKVX_UNROLL for (int64_t n = 0; n < N; n += kLanes) store(hn::Mul(load(x + n), inverse), to + n);
+    } else {
+      RWKVX_UNROLL for (int64_t n = 0; n < N; n += kLanes) store(load(x + n), to + n);
+    }
+  }
+  HWY_INLINE V at(int64_t slot, int64_t n) const {
+    const V x = load(data + slot * N + n);
+    if constexpr (std::is_same_v<T, int8_t>) return hn::Mul(x, set(scales[slot]));
+    return x;
+  }
+};
+
+template <typename T>
+struct HeadPages {
+  const KvChunks& kv;
+  int64_t head;
+
+  HWY_INLINE PageRows<T> rows(std::span<void* const> pages, std::span<float* const> scales,
+                              int64_t chunk) const {
+    const auto c = static_cast<size_t>(chunk);
+    const int64_t first = head * kv.chunk_size;
+    constexpr bool scaled = std::is_same_v<T, int8_t>;
+    return {static_cast<T*>(pages[c]) + first * N, scaled ? scales[c] + first : nullptr};
+  }
+  HWY_INLINE PageRows<T> keys(int64_t chunk) const { return rows(kv.keys, kv.key_scales, chunk); }
+  HWY_INLINE PageRows<T> values(int64_t chunk) const { return rows(kv.values, kv.value_scales, chunk); }
+  /// The chunk's key sums take the key in `slot`.
+  HWY_INLINE void add_key(const PageRows<T>& keys, int64_t chunk, int64_t slot) const {
+    float* sums = static_cast<float*>(kv.key_sums[static_cast<size_t>(chunk)]) + head * N;
+    RWKVX_UNROLL for (int64_t n = 0; n < N; n += kLanes) {
+      const V key = keys.at(slot, n);
+      store(slot == 0 ? key : hn::Add(load(sums + n), key), sums + n);
+    }
+  }
+};
+
 template <typename T>
 HWY_INLINE void append_typed(ConstView k, ConstView v, int64_t begin, int64_t end, const KvChunks& kv,
                              int64_t head) {
   const int64_t width = k.dim(1);
+  const HeadPages<T> pages{kv, head};
   for (int64_t t = begin; t < end; ++t) {
     const int64_t position = kv.length - end + t;
-    const auto chunk = static_cast<size_t>(position / kv.chunk_size);
-    const int64_t slot = position % kv.chunk_size;
-    const int64_t at_page = (head * kv.chunk_size + slot) * N;
-    const float* key = k.as<float>() + t * width + head * N;
-    const float* value = v.as<float>() + t * width + head * N;
-    T* stored = static_cast<T*>(kv.keys[chunk]) + at_page;
-    T* stored_value = static_cast<T*>(kv.values[chunk]) + at_page;
-    float* sums = static_cast<float*>(kv.key_sums[chunk]) + head * N;
-    for (int64_t n = 0; n < N; n += kLanes) {
-      store(load(key + n), stored + n);
-      store(load(value + n), stored_value + n);
-      const V as_stored = load(stored + n);
-      store(slot == 0 ? as_stored : hn::Add(load(sums + n), as_stored), sums + n);
-    }
+    const int64_t chunk = position / kv.chunk_size, slot = position % kv.chunk_size;
+    const PageRows<T> keys = pages.keys(chunk);
+    keys.put(slot, k.as<float>() + t * width + head * N);
+    pages.values(chunk).put(slot, v.as<float>() + t * width + head * N);
+    pages.add_key(keys, chunk, slot);
+  }
+}
+
+template <typename T>
+HWY_INLINE void keep_typed(const KvChunks& kv, ConstView kept, int64_t head) {
+  const HeadPages<T> pages{kv, head};
+  const auto copy = [](const PageRows<T>& from, int64_t from_slot, const PageRows<T>& to, int64_t slot) {
+    if (from.data + from_slot * N == to.data + slot * N) return;
+    std::memcpy(to.data + slot * N, from.data + from_slot * N, N * sizeof(T));
+    if constexpr (std::is_same_v<T, int8_t>) to.scales[slot] = from.scales[from_slot];
+  };
+  const int32_t* from = kept.as<int32_t>() + head * kept.dim(1);
+  for (int64_t i = 0; i < kept.dim(1); ++i) {
+    const int64_t from_chunk = from[i] / kv.chunk_size, from_slot = from[i] % kv.chunk_size;
+    const int64_t chunk = i / kv.chunk_size, slot = i % kv.chunk_size;
+    const PageRows<T> keys = pages.keys(chunk);
+    copy(pages.keys(from_chunk), from_slot, keys, slot);
+    copy(pages.values(from_chunk), from_slot, pages.values(chunk), slot);
+    pages.add_key(keys, chunk, slot);
   }
 }
 
 void kv_append_head(ConstView k, ConstView v, int64_t begin, int64_t end, const KvChunks& kv, int64_t head) {
   if (kv.dtype == DType::bf16) {
     append_typed<BFloat16>(k, v, begin, end, kv, head);
+  } else if (kv.dtype == DType::i8) {
+    append_typed<int8_t>(k, v, begin, end, kv, head);
   } else {
     RWKVX_ASSERT(kv.dtype == DType::f32);
     append_typed<float>(k, v, begin, end, kv, head);
+  }
+}
+
+void kv_keep_head(const KvChunks& kv, ConstView kept, int64_t head) {
+  if (kv.dtype == DType::bf16) {
+    keep_typed<BFloat16>(kv, kept, head);
+  } else if (kv.dtype == DType::i8) {
+    keep_typed<int8_t>(kv, kept, head);
+  } else {
+    RWKVX_ASSERT(kv.dtype == DType::f32);
+    keep_typed<float>(kv, kept, head);
   }
 }
 
@@ -51,9 +137,13 @@ HWY_AFTER_NAMESPACE();
 namespace rwkvx::cpu {
 
 HWY_EXPORT(kv_append_head);
+HWY_EXPORT(kv_keep_head);
 
 void kv_append_head(ConstView k, ConstView v, int64_t begin, int64_t end, const KvChunks& kv, int64_t head) {
   HWY_DYNAMIC_DISPATCH(kv_append_head)(k, v, begin, end, kv, head);
+}
+void kv_keep_head(const KvChunks& kv, ConstView kept, int64_t head) {
+  HWY_DYNAMIC_DISPATCH(kv_keep_head)(kv, kept, head);
 }
 
 }  // namespace rwkvx::cpu

@@ -62,6 +62,12 @@ HWY_INLINE V load(const Float16* p) {
 #endif
 }
 
+HWY_INLINE V load(const int8_t* p) {
+  const hn::Rebind<int8_t, F> i8;
+  const hn::Rebind<int32_t, F> i32;
+  return hn::ConvertTo(F(), hn::PromoteTo(i32, hn::LoadU(i8, p)));
+}
+
 HWY_INLINE void store(V v, float* p) { hn::StoreU(v, F(), p); }
 /// Rounds to nearest even; a NaN stays one.
 HWY_INLINE void store(V v, BFloat16* p) {
@@ -75,6 +81,12 @@ HWY_INLINE void store(V v, BFloat16* p) {
   const auto kept = hn::IfThenElse(hn::RebindMask(u32, hn::IsNaN(v)), quiet, rounded);
   hn::StoreU(hn::DemoteTo(u16, hn::BitCast(i32, hn::ShiftRight<16>(kept))), u16,
              reinterpret_cast<uint16_t*>(p));
+}
+
+/// Rounds integers between −128 and 127.
+HWY_INLINE void store(V v, int8_t* p) {
+  const hn::Rebind<int8_t, F> i8;
+  hn::StoreU(hn::DemoteTo(i8, hn::NearestInt(v)), i8, p);
 }
 
 HWY_INLINE V set(float x) { return hn::Set(F(), x); }

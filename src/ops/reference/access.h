@@ -16,8 +16,12 @@ inline double load(const void* data, DType dtype, int64_t i) {
       return to_float(static_cast<const BFloat16*>(data)[i]);
     case DType::f16:
       return to_float(static_cast<const Float16*>(data)[i]);
+    case DType::i8:
+      return static_cast<const int8_t*>(data)[i];
+    case DType::i32:
+      return static_cast<const int32_t*>(data)[i];
     default:
-      RWKVX_ASSERT(!"a float type");
+      RWKVX_ASSERT(!"a type of numbers");
   }
   return 0;
 }
@@ -36,8 +40,14 @@ inline void store(void* data, DType dtype, int64_t i, double value) {
     case DType::f16:
       static_cast<Float16*>(data)[i] = to_float16(static_cast<float>(value));
       return;
+    case DType::i8:
+      static_cast<int8_t*>(data)[i] = static_cast<int8_t>(value);
+      return;
+    case DType::i32:
+      static_cast<int32_t*>(data)[i] = static_cast<int32_t>(value);
+      return;
     default:
-      RWKVX_ASSERT(!"a float type");
+      RWKVX_ASSERT(!"a type of numbers");
   }
 }
 

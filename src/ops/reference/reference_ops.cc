@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "ops/reference/access.h"
+#include "ops/reference/kv_rows.h"
 #include "ops/reference/reference_training.h"
 
 namespace rwkvx {
@@ -162,18 +163,15 @@ class ReferenceOps final : public Ops {
                  std::span<const KvChunks> kv) override {
     constexpr int64_t N = kHeadSize;
     for (size_t s = 0; s + 1 < offsets.size(); ++s) {
-      const KvChunks& store_of = kv[s];
+      const KvChunks& to = kv[s];
       for (int64_t t = offsets[s]; t < offsets[s + 1]; ++t) {
-        const int64_t position = store_of.length - offsets[s + 1] + t;
-        const auto chunk = static_cast<size_t>(position / store_of.chunk_size);
-        const int64_t slot = position % store_of.chunk_size;
-        for (int64_t c = 0; c < k.dim(1); ++c) {
-          const int64_t at_page = ((c / N) * store_of.chunk_size + slot) * N + c % N;
-          store(store_of.keys[chunk], store_of.dtype, at_page, at(k, t, c));
-          store(store_of.values[chunk], store_of.dtype, at_page, at(v, t, c));
-          const double sum = slot == 0 ? 0 : load(store_of.key_sums[chunk], real(), c);
-          store(store_of.key_sums[chunk], real(), c,
-                sum + load(store_of.keys[chunk], store_of.dtype, at_page));
+        const int64_t position = to.length - offsets[s + 1] + t;
+        for (int64_t h = 0; h < k.dim(1) / N; ++h) {
+          reference::put_row(to, reference::Part::keys, h, position,
+                             [&](int64_t n) { return at(k, t, h * N + n); });
+          reference::put_row(to, reference::Part::values, h, position,
+                             [&](int64_t n) { return at(v, t, h * N + n); });
+          add_key(to, h, position);
         }
       }
     }
@@ -184,6 +182,36 @@ class ReferenceOps final : public Ops {
       for (int64_t t = op.offsets[s]; t < op.offsets[s + 1]; ++t) {
         const int64_t position = op.kv[s].length - op.offsets[s + 1] + t;
         for (int64_t h = 0; h < op.q.dim(1) / kHeadSize; ++h) attend(op, op.kv[s], t, position, h);
+      }
+    }
+  }
+
+  void kv_vote(const KvVote& op) override {
+    constexpr int64_t N = kHeadSize;
+    for (int64_t t = 0; t < op.q.dim(0); ++t) {
+      for (int64_t h = 0; h < op.q.dim(1) / N; ++h) {
+        std::vector<double> weights;
+        double highest = -INFINITY, total = 0;
+        for (int64_t j = 0; j <= op.first + t; ++j) {
+          weights.push_back(score(op.q, t, op.kv, h, j));
+          highest = std::max(highest, weights.back());
+        }
+        for (double& weight : weights) total += weight = std::exp(weight - highest);
+        for (int64_t j = 0; j < op.votes.dim(1); ++j) {
+          put(op.votes, h, j, at(op.votes, h, j) + weights[static_cast<size_t>(j)] / total);
+        }
+      }
+    }
+  }
+
+  void kv_keep(const KvChunks& kv, ConstView kept) override {
+    for (int64_t h = 0; h < kept.dim(0); ++h) {
+      for (int64_t i = 0; i < kept.dim(1); ++i) {
+        const int64_t from = kept.as<int32_t>()[h * kept.dim(1) + i];
+        for (const auto part : {reference::Part::keys, reference::Part::values}) {
+          reference::copy_row(kv, part, h, from, i);
+        }
+        add_key(kv, h, i);
       }
     }
   }
@@ -221,6 +249,25 @@ class ReferenceOps final : public Ops {
     }
   }
 
+  /// The chunk's key sums take the key that was just stored.
+  void add_key(const KvChunks& kv, int64_t h, int64_t position) const {
+    void* sums = kv.key_sums[static_cast<size_t>(position / kv.chunk_size)];
+    for (int64_t n = 0; n < kHeadSize; ++n) {
+      const int64_t c = h * kHeadSize + n;
+      const double before = position % kv.chunk_size == 0 ? 0 : load(sums, real(), c);
+      store(sums, real(), c, before + reference::kv_at(kv, reference::Part::keys, h, position, n));
+    }
+  }
+
+  /// q·k / √N of row t and a stored token.
+  static double score(ConstView q, int64_t t, const KvChunks& kv, int64_t h, int64_t token) {
+    double dot = 0;
+    for (int64_t n = 0; n < kHeadSize; ++n) {
+      dot += at(q, t, h * kHeadSize + n) * reference::kv_at(kv, reference::Part::keys, h, token, n);
+    }
+    return dot / std::sqrt(static_cast<double>(kHeadSize));
+  }
+
   void attend(const ChunkAttention& op, const KvChunks& kv, int64_t t, int64_t position, int64_t h) const {
     constexpr int64_t N = kHeadSize;
     const int64_t B = kv.chunk_size, own = position / B;
@@ -250,12 +297,7 @@ class ReferenceOps final : public Ops {
     for (const auto& [gate, chunk] : gates) {
       const int64_t keys = chunk == own ? position % B + 1 : B;
       for (int64_t i = 0; i < keys; ++i) {
-        double dot = 0;
-        for (int64_t n = 0; n < N; ++n) {
-          dot += at(op.q, t, h * N + n) *
-                 load(kv.keys[static_cast<size_t>(chunk)], kv.dtype, (h * B + i) * N + n);
-        }
-        scores.push_back(dot / std::sqrt(static_cast<double>(N)));
+        scores.push_back(score(op.q, t, kv, h, chunk * B + i));
         highest = std::max(highest, scores.back());
       }
     }
@@ -268,7 +310,7 @@ class ReferenceOps final : public Ops {
       for (const auto& [gate, chunk] : gates) {
         const int64_t keys = chunk == own ? position % B + 1 : B;
         for (int64_t i = 0; i < keys; ++i) {
-          sum += scores[next++] * load(kv.values[static_cast<size_t>(chunk)], kv.dtype, (h * B + i) * N + n);
+          sum += scores[next++] * reference::kv_at(kv, reference::Part::values, h, chunk * B + i, n);
         }
       }
       put(op.y, t, h * N + n, sum / total);

@@ -1,0 +1,57 @@
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "model/kv_options.h"
+#include "ops/ops.h"
+#include "tensor/buffer.h"
+
+namespace rwkvx {
+
+/// Which tokens a bounded KV store keeps (SnapKV, arXiv 2404.14469): when max() tokens are stored, the last
+/// `window` stay, and of the candidates before them, per head, those with the most votes: the sums of the
+/// attention weights that the window's queries give them, each the largest among its neighbours, so that runs
+/// of tokens stay together. Queries vote in blocks as the window fills, so that no token pays for all.
+class KvBound {
+ public:
+  static constexpr int64_t kVoters = 32;     ///< queries that vote together
+  static constexpr int64_t kNeighbours = 3;  ///< to either side
+
+  KvBound(const KvOptions& options, int64_t heads, int64_t block, Ops& ops);
+  KvBound(const KvBound& other);
+  KvBound(KvBound&&) = default;
+  KvBound& operator=(const KvBound& other);
+  KvBound& operator=(KvBound&&) = default;
+
+  int64_t max() const { return max_; }
+  int64_t min() const { return min_; }
+  int64_t candidates() const { return max_ - window_; }
+
+  /// `q` [R, C] are the queries of the last tokens of kv.
+  void vote(ConstView q, const KvChunks& kv);
+  /// Which tokens stay, [H, min] i32 in the backend's memory, rising; the votes start anew. All must be
+  /// stored.
+  Buffer keep();
+  void clear();
+  uint64_t bytes() const;
+
+  /// For saved states: votes [H, candidates] real, the queries that wait [kVoters, C] real, and how many do.
+  View votes() { return votes_; }
+  ConstView votes() const { return votes_; }
+  View waiting() { return waiting_; }
+  ConstView waiting() const { return waiting_; }
+  int64_t waiting_count() const { return waiting_count_; }
+  void set_waiting_count(int64_t count) { waiting_count_ = count; }
+
+ private:
+  Ops* ops_;
+  int64_t heads_, max_, min_, window_;
+  Buffer votes_, waiting_;
+  int64_t waiting_count_ = 0;
+};
+
+/// Per head, the `count` candidates with the most pooled votes, rising. votes [candidates].
+std::vector<int32_t> most_voted(std::span<const float> votes, int64_t count, int64_t neighbours);
+
+}  // namespace rwkvx

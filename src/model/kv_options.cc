@@ -1,0 +1,88 @@
+#include "model/kv_options.h"
+
+#include <array>
+#include <charconv>
+
+#include "base/error.h"
+
+namespace rwkvx {
+namespace {
+
+constexpr std::string_view kForms = "full, disk[:FOLDER] or bounded[:MAX,WINDOW,MIN]";
+/// Token numbers inside a bounded store fit float32 and int32.
+constexpr int64_t kMostTokens = int64_t{1} << 24;
+
+}  // namespace
+
+std::string_view name(KvPolicy policy) {
+  switch (policy) {
+    case KvPolicy::full:
+      return "full";
+    case KvPolicy::disk:
+      return "disk";
+    case KvPolicy::bounded:
+      return "bounded";
+  }
+  return "?";
+}
+
+void KvOptions::check(std::string_view flag) const {
+  if (dtype && *dtype != DType::f32 && *dtype != DType::bf16 && *dtype != DType::i8 && *dtype != DType::f64) {
+    fail("keys and values cannot be kept as {} (f32, bf16 or i8)", rwkvx::name(*dtype));
+  }
+  if (policy != KvPolicy::bounded) return;
+  if (window < 1 || max > kMostTokens) {
+    fail("{}: the window must be at least 1 token and MAX at most {}", flag, kMostTokens);
+  }
+  if (min <= window) {
+    fail("{}: MIN ({}) must be larger than the window ({}), which always stays", flag, min, window);
+  }
+  if (max - window < min) {
+    fail("{}: MAX ({}) must be at least MIN + WINDOW ({} + {}), so that a whole window of new tokens votes",
+         flag, max, min, window);
+  }
+}
+
+std::string KvOptions::text() const {
+  switch (policy) {
+    case KvPolicy::full:
+      return "full";
+    case KvPolicy::disk:
+      return folder.empty() ? "disk" : "disk:" + folder.string();
+    case KvPolicy::bounded:
+      return fmt::format("bounded:{},{},{}", max, window, min);
+  }
+  return "?";
+}
+
+KvOptions parse_kv_options(std::string_view text) {
+  KvOptions options;
+  const size_t colon = text.find(':');
+  const std::string_view policy = text.substr(0, colon);
+  const bool more = colon != std::string_view::npos;
+  std::string_view rest = more ? text.substr(colon + 1) : std::string_view();
+  const auto wrong = [&]() { fail("--kv {}: expected {}", printable(text), kForms); };
+  if (policy == "full" && !more) return options;
+  if (policy == "disk" && (!more || !rest.empty())) {
+    options.policy = KvPolicy::disk;
+    options.folder = Path(rest);
+    return options;
+  }
+  if (policy != "bounded") wrong();
+  options.policy = KvPolicy::bounded;
+  if (more) {
+    const std::array<int64_t*, 3> numbers{&options.max, &options.window, &options.min};
+    for (size_t i = 0; i < numbers.size(); ++i) {
+      const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), *numbers[i]);
+      const auto used = static_cast<size_t>(end - rest.data());
+      const bool last = i + 1 == numbers.size();
+      if (error != std::errc() || (last ? used != rest.size() : used >= rest.size() || rest[used] != ','))
+        wrong();
+      if (!last) rest.remove_prefix(used + 1);
+    }
+  }
+  options.check(fmt::format("--kv {}", text));
+  return options;
+}
+
+}  // namespace rwkvx
