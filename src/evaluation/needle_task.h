@@ -4,7 +4,7 @@
 #include <string_view>
 #include <vector>
 
-#include "runtime/random.h"
+#include "base/random.h"
 
 namespace rwkvx {
 

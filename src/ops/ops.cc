@@ -26,6 +26,16 @@ void Ops::copy(const void* from, void* to, size_t bytes) {
   upload(host, to);
 }
 
+TrainingOps& Ops::training() { fail("the {} backend cannot train; use --backend cpu", name()); }
+
+int64_t wkv7_intervals(std::span<const int64_t> offsets) {
+  int64_t intervals = 0;
+  for (size_t s = 0; s + 1 < offsets.size(); ++s) {
+    intervals += (offsets[s + 1] - offsets[s] + kWkv7Interval - 1) / kWkv7Interval;
+  }
+  return intervals;
+}
+
 std::unique_ptr<Ops> make_ops(const OpsOptions& options) {
   if (options.threads < 0) fail("--threads must be 0 (all cores) or more, not {}", options.threads);
   if (options.backend == "reference") return make_reference_ops(options.precision);

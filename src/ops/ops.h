@@ -60,16 +60,24 @@ struct Wkv7Operands {
   ConstView k, v, v_first;
   ConstView w0, a0, v0, k_k, k_a;
   View w, k_out, v_out, a, b;
+  std::span<const uint8_t> reset =
+      {};  ///< [R] or empty; where not 0, w and a are zero: the state is forgotten
 };
+
+/// Rows of a sequence between two states that a forward pass keeps for the backward.
+inline constexpr int64_t kWkv7Interval = 32;
+/// K = Σ over sequences ⌈rows / kWkv7Interval⌉.
+int64_t wkv7_intervals(std::span<const int64_t> offsets);
 
 /// S ← S · diag(w) + (S a) bᵀ + v kᵀ;  y = S r, per head, token by token. All [R, C] real.
 /// S is [H, N, N] real, rows the value dimension, columns the key dimension; states[s] is read and
-/// overwritten.
+/// overwritten. w may be 0 (a reset).
 struct Wkv7Call {
   ConstView r, w, k, v, a, b;
   std::span<const int64_t> offsets;
   std::span<void* const> states;
   View y;
+  View kept = {};  ///< [K, H, N, N] real or empty: S before each interval, sequence after sequence
 };
 
 /// y = (group_norm(x) + (Σₙ r·k·r_k) · v) · g: per-head normalisation with gain, bias and eps = 64e-5, the
@@ -102,7 +110,12 @@ struct ChunkAttention {
   std::span<const KvChunks> kv;
   int64_t top_k = 0;
   View y;  ///< [R, C] active
+  // For the backward, or empty:
+  View lse = {};     ///< [R, H] real: log Σ exp(score) over what a query sees
+  View chosen = {};  ///< [R, H, top_k − 1] i32: the earlier chunks seen, in any order; then −1
 };
+
+class TrainingOps;
 
 class Ops {
  public:
@@ -153,6 +166,9 @@ class Ops {
   virtual void download(const void* device, std::span<std::byte> host) = 0;
   /// Within this backend's memory. The default goes through the host.
   virtual void copy(const void* from, void* to, size_t bytes);
+
+  /// What training needs beyond this, ops/training.h. Errors: a backend that cannot train.
+  virtual TrainingOps& training();
 };
 
 struct OpsOptions {

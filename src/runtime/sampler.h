@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "runtime/random.h"
+#include "base/random.h"
 #include "tokenizer/tokenizer.h"
 
 namespace rwkvx {

@@ -16,4 +16,16 @@ Cases wkv7_output_cases(Precision precision);
 Cases kv_append_cases(Precision precision);
 Cases chunk_attention_cases(Precision precision);
 
+Cases embed_backward_cases(Precision precision);
+Cases layer_norm_backward_cases(Precision precision);
+Cases token_shift_backward_cases(Precision precision);
+Cases linear_backward_cases(Precision precision);
+Cases wkv7_operands_backward_cases(Precision precision);
+Cases wkv7_backward_cases(Precision precision);
+Cases wkv7_output_backward_cases(Precision precision);
+Cases chunk_attention_backward_cases(Precision precision);
+Cases gate_loss_cases(Precision precision);
+Cases cross_entropy_cases(Precision precision);
+Cases adamw_cases(Precision precision);
+
 }  // namespace rwkvx::test

@@ -41,10 +41,6 @@ Values grid(double step, double most) {
 
 namespace {
 
-/// Bounds for single elements have to allow for unlucky ones. Over a tensor, float32 errors are far smaller:
-/// some ten roundings of each element. This finds what was rounded to fewer bits on the way.
-constexpr double kFloatNorm = 32 * kF32;
-
 constexpr size_t kGuard = 128;
 constexpr std::byte kGuardByte{0xa5};
 
@@ -66,6 +62,15 @@ struct Run::Tensor {
 
 Run::Run(Ops& ops, const Ops& tested, uint64_t seed) : ops_(ops), tested_(tested), random_(seed) {}
 
+Run::Run(Ops& ops, const Run& like, const std::string& changed, int64_t at, double step)
+    : ops_(ops),
+      tested_(like.tested_),
+      like_(&like),
+      changed_(changed),
+      changed_at_(at),
+      step_(step),
+      random_(0) {}
+
 Run::~Run() {
   for (auto& [name, tensor] : tensors_) ops_.allocator().release(tensor->block, tensor->bytes + 2 * kGuard);
 }
@@ -80,9 +85,16 @@ View Run::make(const std::string& name, Type type, Shape shape, const Values* va
   tensor->bytes = bytes_of(dtype, shape.elements());
   tensor->is_output = is_output;
   tensor->before.assign(tensor->bytes + 2 * kGuard, kGuardByte);
+  std::vector<double> known;
+  if (values && like_ != nullptr && like_->has(name)) known = like_->initial(name);
   for (int64_t i = 0; i < shape.elements(); ++i) {
     // An output starts as NaN, so that an element that is not written fails.
-    const double value = values ? rounded((*values)(random_), tested) : NAN;
+    double value = NAN;
+    if (!known.empty()) {
+      value = known[static_cast<size_t>(i)] + (name == changed_ && i == changed_at_ ? step_ : 0);
+    } else if (values) {
+      value = rounded((*values)(random_), tested);
+    }
     reference::store(tensor->before.data() + kGuard, dtype, i, value);
   }
   tensor->block = ops_.allocator().allocate(tensor->before.size());
@@ -105,6 +117,23 @@ View Run::output(const std::string& name, Type type, Shape shape) {
 
 const Run::Tensor& Run::find(const std::string& name) const { return *tensors_.at(name); }
 DType Run::dtype(const std::string& name) const { return find(name).view.dtype(); }
+
+std::vector<std::string> Run::names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, tensor] : tensors_) names.push_back(name);
+  return names;
+}
+
+bool Run::is_output(const std::string& name) const { return find(name).is_output; }
+
+std::vector<double> Run::initial(const std::string& name) const {
+  const Tensor& tensor = find(name);
+  std::vector<double> result(static_cast<size_t>(tensor.view.elements()));
+  for (size_t i = 0; i < result.size(); ++i) {
+    result[i] = reference::load(tensor.before.data() + kGuard, tensor.view.dtype(), static_cast<int64_t>(i));
+  }
+  return result;
+}
 
 std::vector<std::string> Run::outputs() const {
   std::vector<std::string> names;
@@ -190,9 +219,10 @@ double compare_with_reference(const OpCase& one, Ops& tested) {
       total += size * size;
     }
     worst = std::max(worst, max_part);
-    if (actual.dtype(name) == DType::f32 && squares > kFloatNorm * kFloatNorm * total) {
+    const double norm = one.norm_bound(expected, name);
+    if (actual.dtype(name) == DType::f32 && squares > norm * norm * total) {
       ADD_FAILURE() << fmt::format("{}: ‖error‖ / ‖reference‖ is {:.3g}, bound {:.3g}", name,
-                                   std::sqrt(squares / total), kFloatNorm);
+                                   std::sqrt(squares / total), norm);
     }
     if (max_part <= 1) continue;
     ADD_FAILURE() << fmt::format(
@@ -203,6 +233,59 @@ double compare_with_reference(const OpCase& one, Ops& tested) {
         std::sqrt(squares / total));
   }
   return worst;
+}
+
+double GradientCase::loss(const Run& forward, const Run& backward) const {
+  double sum = 0;
+  for (const std::string& y : forward.outputs()) {
+    if (!backward.has("d" + y)) continue;
+    const auto values = forward.values(y), weights = backward.initial("d" + y);
+    for (size_t i = 0; i < values.size(); ++i) sum += values[i] * weights[i];
+  }
+  return sum;
+}
+
+/// Central differences are off by step²·f‴/6 and by rounding, 2⁻⁵²·|loss| / step: parts in 10⁸ of the
+/// gradients here, where both are within some hundreds.
+void compare_with_differences(const GradientCase& one) {
+  if (!one.differentiable()) return;
+  SCOPED_TRACE(one.describe());
+  constexpr double kStep = 1e-5, kBound = 1e-6;
+  constexpr size_t kProbes = 6;  // of each tensor
+  const std::string description = one.describe();
+  const auto ops = make_reference_ops(Precision::f64);
+  Run backward(*ops, *ops, hash64(std::as_bytes(std::span(description))));
+  one.run(backward);
+  Random random(1);
+  int compared = 0;
+  for (const std::string& x : backward.names()) {
+    const std::string dx = "d" + x;
+    if (!backward.has(dx) || !backward.is_output(dx)) continue;
+    ++compared;
+    const auto gradient = backward.values(dx), before = backward.initial(dx);
+    const bool adds = one.adds(dx);
+    const auto added = [&](size_t i) {
+      return gradient[i] - (std::isnan(before[i]) || !adds ? 0 : before[i]);
+    };
+    double largest = 0;
+    for (size_t i = 0; i < gradient.size(); ++i) largest = std::max(largest, std::abs(added(i)));
+    for (size_t probe = 0; probe < std::min(kProbes, gradient.size()); ++probe) {
+      const size_t i = probe == 0 ? gradient.size() - 1 : random.next() % gradient.size();
+      double losses[2];
+      for (const int side : {0, 1}) {
+        Run forward(*ops, backward, x, static_cast<int64_t>(i), side == 0 ? -kStep : kStep);
+        one.forward(forward);
+        losses[side] = one.loss(forward, backward);
+      }
+      const double difference = (losses[1] - losses[0]) / (2 * kStep);
+      const double scale = std::max(largest, 1e-3);
+      if (!(std::abs(difference - added(i)) <= kBound * scale)) {
+        ADD_FAILURE() << fmt::format("{}[{}] is {}, the difference quotient {}; largest {:.3g}", dx, i,
+                                     added(i), difference, largest);
+      }
+    }
+  }
+  EXPECT_GT(compared, 0) << "no gradient was compared";
 }
 
 std::vector<std::vector<int64_t>> ragged(int64_t rows) {

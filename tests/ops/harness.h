@@ -53,11 +53,16 @@ class Run {
  public:
   /// `tested` says which types the values are rounded to; `ops` executes.
   Run(Ops& ops, const Ops& tested, uint64_t seed);
+  /// Takes the values of tensors that `like` has from there; of tensor `changed`, element `at` is greater by
+  /// `step`.
+  Run(Ops& ops, const Run& like, const std::string& changed = "", int64_t at = 0, double step = 0);
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;
   ~Run();
 
   Ops& ops() { return ops_; }
+  /// What the tested backend's products take.
+  bool rounds_to_bf16() const { return tested_.active() == DType::bf16; }
   /// The reference gets in one call what others get in several.
   bool is_reference() const { return &ops_ != &tested_; }
   Random& random() { return random_; }
@@ -66,7 +71,12 @@ class Run {
   View inout(const std::string& name, Type type, Shape shape, const Values& values);
   View output(const std::string& name, Type type, Shape shape);
 
+  std::vector<std::string> names() const;
+  bool has(const std::string& name) const { return tensors_.contains(name); }
+  bool is_output(const std::string& name) const;
   std::vector<std::string> outputs() const;
+  /// What the tensor held before the operation; NaN in outputs.
+  std::vector<double> initial(const std::string& name) const;
   /// What the tensor holds now.
   std::vector<double> values(const std::string& name) const;
   DType dtype(const std::string& name) const;
@@ -84,6 +94,10 @@ class Run {
 
   Ops& ops_;
   const Ops& tested_;
+  const Run* like_ = nullptr;
+  std::string changed_;
+  int64_t changed_at_ = 0;
+  double step_ = 0;
   Random random_;
   std::map<std::string, std::unique_ptr<Tensor>> tensors_;
 };
@@ -102,7 +116,28 @@ class OpCase {
   virtual void run(Run& run) const = 0;
   /// `reference` has run.
   virtual Tolerance tolerance(const Run& reference, const std::string& output) const = 0;
+  /// Of ‖error‖ / ‖reference‖ over a float32 output. Bounds for single elements have to allow for unlucky
+  /// ones; over a tensor errors are far smaller: some ten roundings of each element. This finds what was
+  /// rounded to fewer bits on the way.
+  virtual double norm_bound(const Run&, const std::string&) const { return 32 * kF32; }
 };
+
+/// The backward of an operation. run() executes it (and what it needs of the forward); forward() executes the
+/// forward alone. Names say what belongs together: the gradient of tensor "x" is "dx".
+class GradientCase : public OpCase {
+ public:
+  virtual void forward(Run& run) const = 0;
+  /// The loss whose gradient run() computes: Σ dy·y over the outputs y of `forward` for which `backward` was
+  /// given a dy.
+  virtual double loss(const Run& forward, const Run& backward) const;
+  /// True when an inout gradient is added to, false when it is read and then overwritten.
+  virtual bool adds(const std::string&) const { return true; }
+  /// False where a tensor shares memory with another, so that names do not tell.
+  virtual bool differentiable() const { return true; }
+};
+
+/// Compares every gradient of a case with central differences of forward(), in float64 on the reference.
+void compare_with_differences(const GradientCase& one);
 
 using Cases = std::vector<std::unique_ptr<OpCase>>;
 /// Every operation's cases, by name, for a precision.

@@ -14,6 +14,17 @@ const std::vector<std::pair<std::string, std::function<Cases(Precision)>>>& oper
       {"wkv7_output", wkv7_output_cases},
       {"kv_append", kv_append_cases},
       {"chunk_attention", chunk_attention_cases},
+      {"embed_backward", embed_backward_cases},
+      {"layer_norm_backward", layer_norm_backward_cases},
+      {"token_shift_backward", token_shift_backward_cases},
+      {"linear_backward", linear_backward_cases},
+      {"wkv7_operands_backward", wkv7_operands_backward_cases},
+      {"wkv7_backward", wkv7_backward_cases},
+      {"wkv7_output_backward", wkv7_output_backward_cases},
+      {"chunk_attention_backward", chunk_attention_backward_cases},
+      {"gate_loss", gate_loss_cases},
+      {"cross_entropy", cross_entropy_cases},
+      {"adamw", adamw_cases},
   };
   return all;
 }

@@ -292,6 +292,21 @@ HWY_INLINE void attend_chosen(const Head& head, QueryBlock& block, Softmax* soft
   }
 }
 
+void keep_for_backward(const Head& head, const ChunkAttention& call, const Softmax* softmax,
+                       AttentionScratch& scratch) {
+  const int64_t heads = head.width / N, slots = call.top_k - 1;
+  const auto* chosen = scratch.chosen.take<int32_t>(0);
+  for (int64_t row = head.begin; row < head.end; ++row) {
+    const Softmax& s = softmax[row - head.begin];
+    const int64_t at = row * heads + head.head;
+    if (call.lse) call.lse.as<float>()[at] = s.highest + std::log(s.total);
+    if (!call.chosen) continue;
+    int32_t* to = call.chosen.as<int32_t>() + at * slots;
+    std::fill(to, to + slots, -1);
+    std::copy_n(chosen + (row - head.begin) * head.chosen_chunks, head.chosen_chunks, to);
+  }
+}
+
 template <typename T>
 HWY_INLINE void attend_typed(const Head& head, const AttentionTask& task, AttentionScratch& scratch) {
   const int64_t rows = head.end - head.begin;
@@ -310,6 +325,7 @@ HWY_INLINE void attend_typed(const Head& head, const AttentionTask& task, Attent
     row += lanes;
   }
   attend_chosen<T>(head, block, softmax, scratch);
+  keep_for_backward(head, *task.call, softmax, scratch);
   with_real_or_bf16(task.call->y.dtype(), task.call->y.data(), [&](auto* y) {
     for (int64_t row = 0; row < rows; ++row) {
       const V scale = set(1.0f / softmax[row].total);

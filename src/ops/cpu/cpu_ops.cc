@@ -9,6 +9,7 @@
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/linear.h"
 #include "ops/cpu/thread_pool.h"
+#include "ops/reference/reference_training.h"
 
 namespace rwkvx {
 namespace {
@@ -88,7 +89,14 @@ class CpuOps final : public Ops {
       const auto s = static_cast<size_t>(task / heads);
       const int64_t h = task % heads;
       float* state = static_cast<float*>(call.states[s]) + h * kHeadSize * kHeadSize;
-      cpu::wkv7_head(call, h, call.offsets[s], call.offsets[s + 1], state);
+      const int64_t first = call.offsets[s], end = call.offsets[s + 1];
+      if (!call.kept) return cpu::wkv7_head(call, h, first, end, state);
+      int64_t interval = wkv7_intervals(call.offsets.first(s + 1));
+      for (int64_t begin = first; begin < end; begin += kWkv7Interval, ++interval) {
+        const auto at = static_cast<size_t>((interval * heads + h) * kHeadSize * kHeadSize);
+        std::memcpy(call.kept.as<float>() + at, state, kHeadSize * kHeadSize * sizeof(float));
+        cpu::wkv7_head(call, h, begin, std::min(begin + kWkv7Interval, end), state);
+      }
     });
   }
 
@@ -145,6 +153,9 @@ class CpuOps final : public Ops {
   void download(const void* device, std::span<std::byte> host) override {
     std::memcpy(host.data(), device, host.size());
   }
+  void copy(const void* from, void* to, size_t bytes) override { std::memcpy(to, from, bytes); }
+
+  TrainingOps& training() override { return *training_; }
 
  private:
   template <typename Body>
@@ -157,6 +168,7 @@ class CpuOps final : public Ops {
   DType active_;
   cpu::ThreadPool pool_;
   cpu::Linear linear_;
+  std::unique_ptr<TrainingOps> training_ = make_reference_training();
   std::vector<cpu::AttentionTask> attention_tasks_;
   std::vector<cpu::AttentionScratch> attention_scratch_;  // one for each thread
 };

@@ -17,6 +17,7 @@ void wkv7_operands_rows(const Wkv7Operands& call, int64_t begin, int64_t end) {
   const float* v0 = call.value_gate ? call.v0.as<float>() : nullptr;
   const V log_decay = set(-0.60653065971263342f);  // −e^(−1/2)
   for (int64_t t = begin; t < end; ++t) {
+    const V kept = set(!call.reset.empty() && call.reset[static_cast<size_t>(t)] != 0 ? 0.0f : 1.0f);
     for (int64_t head = 0; head < width; head += kHeadSize) {
       const int64_t at = t * width + head;
       const float* k = call.k.as<float>() + at;
@@ -33,8 +34,8 @@ void wkv7_operands_rows(const Wkv7Operands& call, int64_t begin, int64_t end) {
         const V kappa = hn::Mul(hn::Mul(key, load(k_k + channel)), inverse);
         const V rate = sigmoid(hn::Add(load(a0 + channel), load(call.rate.as<float>() + at + c)));
         const V decay = sigmoid(hn::Add(load(w0 + channel), load(call.decay.as<float>() + at + c)));
-        store(exp(hn::Mul(log_decay, decay)), call.w.as<float>() + at + c);
-        store(hn::Neg(kappa), call.a.as<float>() + at + c);
+        store(hn::Mul(exp(hn::Mul(log_decay, decay)), kept), call.w.as<float>() + at + c);
+        store(hn::Neg(hn::Mul(kappa, kept)), call.a.as<float>() + at + c);
         store(hn::Mul(kappa, rate), call.b.as<float>() + at + c);
         const V factor = hn::MulAdd(hn::Sub(rate, set(1.0f)), load(k_a + channel), set(1.0f));
         store(hn::Mul(key, factor), call.k_out.as<float>() + at + c);

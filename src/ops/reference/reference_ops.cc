@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "ops/reference/access.h"
+#include "ops/reference/reference_training.h"
 
 namespace rwkvx {
 namespace {
@@ -94,6 +95,7 @@ class ReferenceOps final : public Ops {
   void wkv7_operands(const Wkv7Operands& op) override {
     const int64_t rows = op.k.dim(0), width = op.k.dim(1);
     for (int64_t t = 0; t < rows; ++t) {
+      const double kept = !op.reset.empty() && op.reset[static_cast<size_t>(t)] != 0 ? 0 : 1;
       for (int64_t head = 0; head < width; head += kHeadSize) {
         double norm = 0;
         for (int64_t c = head; c < head + kHeadSize; ++c) norm += square(at(op.k, t, c) * at(op.k_k, c));
@@ -102,8 +104,8 @@ class ReferenceOps final : public Ops {
           const double k = at(op.k, t, c), v = at(op.v, t, c);
           const double kappa = k * at(op.k_k, c) / norm;
           const double rate = sigmoid(at(op.a0, c) + at(op.rate, t, c));
-          put(op.w, t, c, std::exp(-std::exp(-0.5) * sigmoid(at(op.w0, c) + at(op.decay, t, c))));
-          put(op.a, t, c, -kappa);
+          put(op.w, t, c, kept * std::exp(-std::exp(-0.5) * sigmoid(at(op.w0, c) + at(op.decay, t, c))));
+          put(op.a, t, c, -kappa * kept);
           put(op.b, t, c, kappa * rate);
           put(op.k_out, t, c, k * (1 + (rate - 1) * at(op.k_a, c)));
           const bool first = !op.value_gate;
@@ -116,8 +118,13 @@ class ReferenceOps final : public Ops {
 
   void wkv7(const Wkv7Call& op) override {
     constexpr int64_t N = kHeadSize;
+    int64_t interval = 0;
     for (size_t s = 0; s + 1 < op.offsets.size(); ++s) {
       for (int64_t t = op.offsets[s]; t < op.offsets[s + 1]; ++t) {
+        if (op.kept && (t - op.offsets[s]) % kWkv7Interval == 0) {
+          std::memcpy(op.kept.rows(interval, 1).data(), op.states[s], op.kept.rows(interval, 1).bytes());
+          ++interval;
+        }
         for (int64_t h = 0; h < op.r.dim(1) / N; ++h) {
           for (int64_t i = 0; i < N; ++i) {
             const int64_t row = (h * N + i) * N;
@@ -194,6 +201,8 @@ class ReferenceOps final : public Ops {
     std::memcpy(host.data(), device, host.size());
   }
 
+  TrainingOps& training() override { return *training_; }
+
  private:
   static double square(double x) { return x * x; }
 
@@ -226,6 +235,14 @@ class ReferenceOps final : public Ops {
     const auto kept = std::min<size_t>(gates.size(), static_cast<size_t>(op.top_k - 1));
     std::partial_sort(gates.begin(), gates.begin() + static_cast<std::ptrdiff_t>(kept), gates.end());
     gates.resize(kept);
+    if (op.chosen) {
+      const int64_t slots = op.top_k - 1;
+      int32_t* chosen = op.chosen.as<int32_t>() + (t * (op.q.dim(1) / N) + h) * slots;
+      for (int64_t i = 0; i < slots; ++i) {
+        const auto slot = static_cast<size_t>(i);
+        chosen[i] = slot < kept ? static_cast<int32_t>(gates[slot].second) : -1;
+      }
+    }
     gates.emplace_back(0, own);
 
     std::vector<double> scores;
@@ -244,6 +261,7 @@ class ReferenceOps final : public Ops {
     }
     double total = 0;
     for (double& score : scores) total += score = std::exp(score - highest);
+    if (op.lse) put(op.lse, t, h, highest + std::log(total));
     for (int64_t n = 0; n < N; ++n) {
       double sum = 0;
       size_t next = 0;
@@ -258,6 +276,7 @@ class ReferenceOps final : public Ops {
   }
 
   Precision precision_;
+  std::unique_ptr<TrainingOps> training_ = make_reference_training();
 };
 
 }  // namespace
