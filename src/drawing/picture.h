@@ -14,6 +14,9 @@ bool png_available();
 /// an SVG that librsvg refuses.
 std::string png_from_svg(std::string_view svg, double zoom = 2);
 
+/// Errors: a name that write_picture() refuses in this build.
+void check_picture(const Path& path);
+
 /// Writes an SVG to a file that ends in .svg, or as PNG to one that ends in .png. Errors: another ending;
 /// those of png_from_svg and AtomicFile.
 void write_picture(const Path& path, std::string_view svg);

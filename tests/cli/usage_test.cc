@@ -13,8 +13,8 @@ using test::Result;
 using test::run_program;
 using testing::HasSubstr;
 
-const std::vector<std::string> kCommands{"info",     "generate",   "chat",   "logits",
-                                         "tokenize", "detokenize", "convert"};
+const std::vector<std::string> kCommands{"info",     "generate",   "chat",    "logits",
+                                         "tokenize", "detokenize", "convert", "needle"};
 
 class UsageTest : public test::ProgramTest {};
 
@@ -34,7 +34,7 @@ TEST_F(UsageTest, HelpOfEverything) {
 }
 
 TEST_F(UsageTest, CommandsThatRunAModelShareFiveFlags) {
-  for (const char* command : {"generate", "chat", "logits"}) {
+  for (const char* command : {"generate", "chat", "logits", "needle"}) {
     const Result help = run_program({command, "--help"});
     for (const char* flag : {"--chunk-size", "--chunk-top-k", "--precision", "--backend", "--threads"}) {
       EXPECT_THAT(help.out, HasSubstr(flag)) << command;
@@ -58,7 +58,7 @@ TEST_F(UsageTest, WrongUsageExitsWith2) {
     if (command == "convert") arguments.push_back(file("out.gguf"));
     expect_error(run_program(arguments), 2, {"--no-such-flag"});
   }
-  for (const char* command : {"info", "generate", "chat", "logits"}) {
+  for (const char* command : {"info", "generate", "chat", "logits", "needle"}) {
     SCOPED_TRACE(command);
     expect_error(run_program({command}), 2, {"MODEL"});
   }
@@ -72,7 +72,7 @@ TEST_F(UsageTest, ValuesThatAFlagCannotTake) {
       {"--chunk-top-k", "0"}, {"--chunk-top-k", "x"}, {"--chunk-size", "99999999"}};
   for (const auto& [flag, value] : bad) {
     SCOPED_TRACE(flag + " " + value);
-    for (const char* command : {"generate", "chat"}) {
+    for (const char* command : {"generate", "chat", "needle"}) {
       expect_error(run_program({command, proto_, flag, value}), 2, {flag});
     }
     expect_error(run_program({"logits", proto_, "--text", "x", "--out", file("out"), flag, value}), 2,

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/file.h"
+#include "tokenizer/tokenizer.h"
+
+namespace rwkvx {
+
+/// The text that needles are hidden in, as tokens. It begins anew where it ends before enough is read.
+struct Haystack {
+  std::string name;  ///< "noise", or the files' names
+  std::string text;  ///< once
+  std::vector<TokenId> tokens;
+  /// sentence_ends[i]: a sentence ends with token i.
+  std::vector<bool> sentence_ends;
+
+  /// Errors: nothing in the text.
+  Haystack(std::string name, std::string text, int64_t tokens_needed, const Tokenizer& tokenizer);
+
+  /// The last place at or before `place` that a sentence ends at; `place` itself when none is near. A place
+  /// is the number of tokens before it.
+  int64_t sentence_end_before(int64_t place) const;
+};
+
+/// The repeated noise of the pass key task (Mohtashami and Jaggi 2023, "Landmark Attention"): once, with
+/// `separator` behind it. RULER puts each repetition on a line of its own.
+std::string noise_text(std::string_view separator);
+
+/// Files, and the files of folders by name, with blank lines between them. Errors: one that cannot be read; a
+/// folder without files.
+std::string read_texts(std::span<const Path> paths);
+
+}  // namespace rwkvx
