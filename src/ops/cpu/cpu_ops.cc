@@ -6,10 +6,10 @@
 #include "base/assert.h"
 #include "base/error.h"
 #include "ops/cpu/attention.h"
+#include "ops/cpu/cpu_training.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/linear.h"
 #include "ops/cpu/thread_pool.h"
-#include "ops/reference/reference_training.h"
 
 namespace rwkvx {
 namespace {
@@ -181,7 +181,7 @@ class CpuOps final : public Ops {
   DType active_;
   cpu::ThreadPool pool_;
   cpu::Linear linear_;
-  std::unique_ptr<TrainingOps> training_ = make_reference_training();
+  std::unique_ptr<TrainingOps> training_ = cpu::make_cpu_training(pool_);
   std::vector<cpu::AttentionTask> attention_tasks_;
   std::vector<cpu::AttentionScratch> attention_scratch_;  // one for each thread
 };
