@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "ops/cpu/attention_backward.h"
 #include "ops/cpu/wkv7_backward.h"
 #include "ops/reference/reference_training.h"
 
@@ -11,7 +12,10 @@ namespace {
 /// What has no kernel yet is the reference's.
 class CpuTraining final : public TrainingOps {
  public:
-  explicit CpuTraining(ThreadPool& pool) : pool_(pool), wkv7_scratch_(static_cast<size_t>(pool.threads())) {}
+  explicit CpuTraining(ThreadPool& pool)
+      : pool_(pool),
+        wkv7_scratch_(static_cast<size_t>(pool.threads())),
+        attention_scratch_(wkv7_scratch_.size()) {}
 
   void zero(View x) override { plain_->zero(x); }
 
@@ -26,18 +30,17 @@ class CpuTraining final : public TrainingOps {
     plain_->wkv7_operands_backward(forward, g);
   }
   void wkv7_backward(const Wkv7Call& forward, const Wkv7Gradients& g) override {
-    const int64_t heads = forward.r.dim(1) / kHeadSize;
-    const auto sequences = static_cast<int64_t>(forward.offsets.size()) - 1;
-    pool_.run(sequences * heads, [&](int64_t task, int thread) {
-      cpu::wkv7_head_backward(forward, g, static_cast<size_t>(task / heads), task % heads,
-                              wkv7_scratch_[static_cast<size_t>(thread)]);
+    each_head(forward.r.dim(1), forward.offsets, [&](size_t sequence, int64_t head, size_t thread) {
+      wkv7_head_backward(forward, g, sequence, head, wkv7_scratch_[thread]);
     });
   }
   void wkv7_output_backward(const Wkv7Output& forward, const Wkv7OutputGradients& g) override {
     plain_->wkv7_output_backward(forward, g);
   }
   void chunk_attention_backward(const ChunkAttention& forward, const ChunkAttentionGradients& g) override {
-    plain_->chunk_attention_backward(forward, g);
+    each_head(forward.q.dim(1), forward.offsets, [&](size_t sequence, int64_t head, size_t thread) {
+      attend_backward(forward, g, sequence, head, attention_scratch_[thread]);
+    });
   }
   void gate_loss(const ChunkAttention& forward, const GateLoss& loss) override {
     plain_->gate_loss(forward, loss);
@@ -52,8 +55,17 @@ class CpuTraining final : public TrainingOps {
   }
 
  private:
+  template <typename Body>
+  void each_head(int64_t width, std::span<const int64_t> offsets, const Body& body) {
+    const int64_t heads = width / kHeadSize, sequences = static_cast<int64_t>(offsets.size()) - 1;
+    pool_.run(sequences * heads, [&](int64_t task, int thread) {
+      body(static_cast<size_t>(task / heads), task % heads, static_cast<size_t>(thread));
+    });
+  }
+
   ThreadPool& pool_;
   std::vector<Wkv7BackwardScratch> wkv7_scratch_;  // one for each thread
+  std::vector<AttentionBackwardScratch> attention_scratch_;
   std::unique_ptr<TrainingOps> plain_ = make_reference_training();
 };
 
