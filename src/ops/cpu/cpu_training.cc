@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "ops/cpu/attention_backward.h"
+#include "ops/cpu/gate_loss.h"
 #include "ops/cpu/wkv7_backward.h"
 #include "ops/reference/reference_training.h"
 
@@ -15,7 +16,8 @@ class CpuTraining final : public TrainingOps {
   explicit CpuTraining(ThreadPool& pool)
       : pool_(pool),
         wkv7_scratch_(static_cast<size_t>(pool.threads())),
-        attention_scratch_(wkv7_scratch_.size()) {}
+        attention_scratch_(wkv7_scratch_.size()),
+        gate_scratch_(wkv7_scratch_.size()) {}
 
   void zero(View x) override { plain_->zero(x); }
 
@@ -43,7 +45,9 @@ class CpuTraining final : public TrainingOps {
     });
   }
   void gate_loss(const ChunkAttention& forward, const GateLoss& loss) override {
-    plain_->gate_loss(forward, loss);
+    each_head(forward.q.dim(1), forward.offsets, [&](size_t sequence, int64_t head, size_t thread) {
+      gate_loss_head(forward, loss, sequence, head, gate_scratch_[thread]);
+    });
   }
 
   void cross_entropy(const CrossEntropy& call) override { plain_->cross_entropy(call); }
@@ -66,6 +70,7 @@ class CpuTraining final : public TrainingOps {
   ThreadPool& pool_;
   std::vector<Wkv7BackwardScratch> wkv7_scratch_;  // one for each thread
   std::vector<AttentionBackwardScratch> attention_scratch_;
+  std::vector<GateLossScratch> gate_scratch_;
   std::unique_ptr<TrainingOps> plain_ = make_reference_training();
 };
 
