@@ -37,6 +37,28 @@ HWY_INLINE void multiply_tile(V (&tile)[kTile][kVectors], const Row& row, const 
   }
 }
 
+/// to[i] += Σ over queries x[i, query] · columns[query, n], for i < count ≤ kTile; rows of `to` are `width`
+/// apart.
+HWY_INLINE void add_rows(const float* x, const float* columns, int64_t queries, int64_t count, float* to,
+                         int64_t width) {
+  constexpr int kV = 2;
+  for (int64_t n = 0; n < kHeadSize; n += kV * kLanes) {
+    V tile[kTile][kV];
+    RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
+      RWKVX_UNROLL for (int v = 0; v < kV; ++v) tile[i][v] = zero();
+    }
+    multiply_tile<kHeadSize>(
+        tile, [&](int i, int64_t query) { return x[i * kQueries + query]; }, columns + n, queries);
+    RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
+      if (i >= count) break;
+      RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
+        float* at = to + i * width + n + v * kLanes;
+        store(hn::Add(load(at), tile[i][v]), at);
+      }
+    }
+  }
+}
+
 /// Rows [count, N] of a page as stored, T one of const float, const BFloat16 and const int8_t.
 template <typename T>
 struct Rows {
