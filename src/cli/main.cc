@@ -35,6 +35,7 @@ int main(int argc, char** argv) {
   cli::add_detokenize(app);
   cli::add_convert(app);
   cli::add_data(app);
+  cli::add_train(app);
   cli::add_needle(app);
   try {
     // CLI11 would only say that a command is missing.
