@@ -1,5 +1,8 @@
 #include "ops/cpu/cpu_training.h"
 
+#include <vector>
+
+#include "ops/cpu/wkv7_backward.h"
 #include "ops/reference/reference_training.h"
 
 namespace rwkvx::cpu {
@@ -8,7 +11,7 @@ namespace {
 /// What has no kernel yet is the reference's.
 class CpuTraining final : public TrainingOps {
  public:
-  explicit CpuTraining(ThreadPool& pool) : pool_(pool) {}
+  explicit CpuTraining(ThreadPool& pool) : pool_(pool), wkv7_scratch_(static_cast<size_t>(pool.threads())) {}
 
   void zero(View x) override { plain_->zero(x); }
 
@@ -23,7 +26,12 @@ class CpuTraining final : public TrainingOps {
     plain_->wkv7_operands_backward(forward, g);
   }
   void wkv7_backward(const Wkv7Call& forward, const Wkv7Gradients& g) override {
-    plain_->wkv7_backward(forward, g);
+    const int64_t heads = forward.r.dim(1) / kHeadSize;
+    const auto sequences = static_cast<int64_t>(forward.offsets.size()) - 1;
+    pool_.run(sequences * heads, [&](int64_t task, int thread) {
+      cpu::wkv7_head_backward(forward, g, static_cast<size_t>(task / heads), task % heads,
+                              wkv7_scratch_[static_cast<size_t>(thread)]);
+    });
   }
   void wkv7_output_backward(const Wkv7Output& forward, const Wkv7OutputGradients& g) override {
     plain_->wkv7_output_backward(forward, g);
@@ -44,7 +52,8 @@ class CpuTraining final : public TrainingOps {
   }
 
  private:
-  [[maybe_unused]] ThreadPool& pool_;
+  ThreadPool& pool_;
+  std::vector<Wkv7BackwardScratch> wkv7_scratch_;  // one for each thread
   std::unique_ptr<TrainingOps> plain_ = make_reference_training();
 };
 
