@@ -49,6 +49,8 @@ class KvStore {
   int64_t chunk_size() const { return chunk_size_; }
   /// Of pages, on disk too.
   uint64_t bytes() const;
+  /// Of the temporary file that the stores of a state share.
+  uint64_t file_bytes() const { return memory_->file() != nullptr ? memory_->file()->file_bytes() : 0; }
   /// What one token takes in its page.
   uint64_t token_bytes() const;
 
