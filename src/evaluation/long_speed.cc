@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <fstream>
+#include <optional>
 #include <random>
 
 #include "runtime/session.h"
@@ -48,7 +49,8 @@ void measure_long_speed(std::shared_ptr<const Model> model, std::span<const int6
   std::mt19937 random(1);
   std::uniform_int_distribution<int32_t> any(0, static_cast<int32_t>(config.vocab - 1));
   Session session(model);
-  for (const int64_t length : lengths) {
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    const int64_t length = lengths[i];
     LongSpeed speed;
     speed.context = length;
     speed.prefilled = length - session.length();
@@ -62,19 +64,24 @@ void measure_long_speed(std::shared_ptr<const Model> model, std::span<const int6
     });
     speed.prefill_seconds = seconds_since(start);
 
-    Session fork = session.fork();
-    for (int64_t i = 0; i < decode; ++i) {
-      fork.append(any(random));
+    // A copy shares pages until they are written to, which would be measured too.
+    const bool fits = i + 1 == lengths.size() || length + decode < lengths[i + 1];
+    std::optional<Session> copy;
+    if (!fits) copy = session.fork();
+    Session& decoding = fits ? session : *copy;
+    for (int64_t n = 0; n < decode; ++n) {
+      decoding.append(any(random));
       const auto token_start = Clock::now();
-      fork.logits();
+      decoding.logits();
       speed.decode_ms.push_back(1e3 * seconds_since(token_start));
-      if (progress && i % 64 == 63)
+      if (progress && n % 256 == 255) {
         progress(static_cast<uint64_t>(length), static_cast<uint64_t>(lengths.back()));
+      }
     }
     speed.resident_bytes = resident_bytes();
     speed.weight_bytes = weight_bytes(model->checkpoint());
     for (int64_t j = 0; j < config.sparse_blocks; ++j) {
-      const KvStore& store = fork.state().kv(j);
+      const KvStore& store = decoding.state().kv(j);
       const int64_t own = store.length() % config.chunk_size;
       const int64_t earlier = std::min(config.top_k - 1, store.length() / config.chunk_size);
       speed.selected_bytes += static_cast<uint64_t>(own + earlier * config.chunk_size) * store.token_bytes();

@@ -266,7 +266,7 @@ HWY_INLINE void attend_own(const Head& head, int64_t row, int64_t lanes, QueryBl
     block.positions[lane] = static_cast<float>(slot + std::min(lane, lanes - 1));
   }
   block.clear();
-  attend_page<true>(block, keys, values, slot + lanes);
+  attend_page<true, kQueryVectors>(block, keys, values, slot + lanes);
   for (int64_t lane = 0; lane < lanes; ++lane) merge(block, lane, softmax[row - head.begin + lane]);
 }
 
@@ -308,7 +308,11 @@ HWY_INLINE void attend_chosen(const Head& head, QueryBlock& block, Softmax* soft
         load_query(head, head.begin + requests[begin + std::min(lane, lanes - 1)], block, lane);
       }
       block.clear();
-      attend_page<false>(block, keys, values, head.kv.chunk_size);
+      if (lanes <= kLanes) {
+        attend_page<false, 1>(block, keys, values, head.kv.chunk_size);
+      } else {
+        attend_page<false, kQueryVectors>(block, keys, values, head.kv.chunk_size);
+      }
       for (int64_t lane = 0; lane < lanes; ++lane) merge(block, lane, softmax[requests[begin + lane]]);
     }
     begin = counts[c];
