@@ -103,7 +103,7 @@ HWY_INLINE void rerun(const Interval& in, int64_t first_row, float* states, floa
 }
 
 /// What the backward of a block of rows shares.
-struct Rows {
+struct RowBlock {
   const Interval& in;
   int64_t first;    // of the state's rows
   float* gradient;  // [kRows, N] of the state
@@ -116,7 +116,7 @@ struct Rows {
 /// and begins the sums over columns of that token. kThis, kBefore: whether the interval has token t, token
 /// t − 1.
 template <bool kThis, bool kBefore>
-HWY_INLINE void step_back(Rows& rows, int64_t t, const float* s, const float* removed) {
+HWY_INLINE void step_back(RowBlock& rows, int64_t t, const float* s, const float* removed) {
   const Interval& in = rows.in;
   constexpr int kC = kStepVectors;
   const int64_t at = t * in.stride, before = at - in.stride;
@@ -224,7 +224,7 @@ void wkv7_head_backward(const Wkv7Call& call, const Wkv7Gradients& g, size_t seq
     for (int64_t row = 0; row < N; row += kRows) {
       std::copy_n(kept + row * N, kBlock, states);
       rerun(in, row, states, removed);
-      Rows rows{in, row, gradient + row * N, {}, {}, {}};
+      RowBlock rows{in, row, gradient + row * N, {}, {}, {}};
       step_back<false, true>(rows, in.tokens, states + in.tokens * kBlock, nullptr);
       for (int64_t t = in.tokens - 1; t > 0; --t) {
         step_back<true, true>(rows, t, states + t * kBlock, removed + t * kRows);
