@@ -37,6 +37,7 @@ int main(int argc, char** argv) {
   cli::add_convert(app);
   cli::add_bench(app);
   cli::add_recall(app);
+  cli::add_expand(app);
   cli::add_data(app);
   cli::add_needle(app);
   std::signal(SIGXFSZ, SIG_IGN);  // a limit on the size of files becomes an error with a message

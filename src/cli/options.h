@@ -41,6 +41,7 @@ void add_detokenize(CLI::App& app);
 void add_convert(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_recall(CLI::App& app);
+void add_expand(CLI::App& app);
 void add_data(CLI::App& app);
 void add_needle(CLI::App& app);
 
