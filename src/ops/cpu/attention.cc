@@ -43,14 +43,25 @@ struct Head {
     const int64_t first = head * kv.chunk_size;
     return {static_cast<T*>(pages[c]) + first * N, Rows<T>::kScaled ? scales[c] + first : nullptr};
   }
-  const float* key_sums(int64_t chunk) const {
-    return static_cast<const float*>(kv.key_sums[static_cast<size_t>(chunk)]) + head * N;
+  /// Sums that gates are computed from: parts() rows of N.
+  const float* sums(int64_t chunk) const {
+    const auto& all = kv.part > 0 ? kv.part_sums : kv.key_sums;
+    return static_cast<const float*>(all[static_cast<size_t>(chunk)]) + head * parts() * N;
   }
+  int64_t parts() const { return kv.part > 0 ? kv.chunk_size / kv.part : 1; }
 };
 
-void load_query(const Head& head, int64_t row, QueryBlock& block, int64_t lane) {
-  const float* q = head.query(row);
-  for (int64_t n = 0; n < N; ++n) block.q[n * kQueries + lane] = q[n] * 0.125f;  // 1/√N
+/// Queries row_of(0 .. lanes); lanes beyond repeat the last.
+template <typename RowOf>
+HWY_INLINE void load_queries(const Head& head, int64_t lanes, QueryBlock& block, const RowOf& row_of) {
+  HWY_ALIGN float rows[kQueries * N];
+  for (int64_t lane = 0; lane < kQueries; ++lane) {
+    const float* q = head.query(row_of(std::min(lane, lanes - 1)));
+    RWKVX_UNROLL for (int64_t n = 0; n < N; n += kLanes) {
+      store(hn::Mul(load(q + n), set(0.125f)), rows + lane * N + n);  // 1/√N
+    }
+  }
+  transpose(rows, N, kQueries, N, block.q, kQueries);
 }
 
 /// A gate is a sum of 16 partial ones, pₙ = Σ q[n + 16i]·sums[n + 16i], added as a tree: p₀…₁₅ in halves,
@@ -122,8 +133,13 @@ HWY_INLINE void choose_many(const Head& head, const QueryBlock& block, int64_t l
   float* best_chunk = best + slots * stride;
   std::fill(best, best + slots * stride, -INFINITY);
   std::fill(best_chunk, best_chunk + slots * stride, -1.0f);
+  const int64_t parts = head.parts();
   for (int64_t j = 0; j < own; ++j) {
-    const auto gates = partial_gates<kVectors, 0, 1>(block.q, head.key_sums(j));
+    auto gates = partial_gates<kVectors, 0, 1>(block.q, head.sums(j));
+    for (int64_t part = 1; part < parts; ++part) {
+      const auto other = partial_gates<kVectors, 0, 1>(block.q, head.sums(j) + part * N);
+      RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) gates.of[v] = hn::Max(gates.of[v], other.of[v]);
+    }
     RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
       insert(gates.of[v], set(static_cast<float>(j)), slots, stride, best + v * kLanes,
              best_chunk + v * kLanes);
@@ -138,14 +154,17 @@ HWY_INLINE void choose_many(const Head& head, const QueryBlock& block, int64_t l
 
 HWY_INLINE void choose_one(const Head& head, int64_t row, int64_t own, int32_t* chosen,
                            AttentionScratch& scratch) {
-  const int64_t slots = head.chosen_chunks;
+  const int64_t slots = head.chosen_chunks, parts = head.parts();
   float* best = scratch.best.take<float>(slots);
   std::fill(best, best + slots, -INFINITY);
   for (int64_t j = 0; j < own; ++j) {
     constexpr int64_t kAhead = 8;  // the sums of other chunks lie elsewhere
-    const float* later = head.key_sums(std::min(j + kAhead, own - 1));
-    for (int64_t n = 0; n < N; n += 16) hwy::Prefetch(later + n);
-    const float gate = gate_of(head.query(row), head.key_sums(j));
+    const float* later = head.sums(std::min(j + kAhead, own - 1));
+    for (int64_t n = 0; n < parts * N; n += 16) hwy::Prefetch(later + n);
+    const float* sums = head.sums(j);
+    float gate = gate_of(head.query(row), sums);
+    for (int64_t part = 1; part < parts; ++part)
+      gate = std::max(gate, gate_of(head.query(row), sums + part * N));
     if (!(gate > best[slots - 1])) continue;
     int64_t slot = slots - 1;
     for (; slot > 0 && gate > best[slot - 1]; --slot) {
@@ -222,15 +241,22 @@ HWY_INLINE void attend_one(const Head& head, int64_t row, const Rows<T>& keys, c
   RWKVX_UNROLL for (int64_t n = 0; n < kHeadVectors; ++n) store(sums[n], softmax.values + n * kLanes);
 }
 
-/// Adds what a block's lane has seen to a row's softmax.
-void merge(const QueryBlock& block, int64_t lane, Softmax& softmax) {
-  const float highest = std::max(softmax.highest, block.highest[lane]);
-  const float scale = std::exp(softmax.highest - highest),
-              block_scale = std::exp(block.highest[lane] - highest);
-  softmax.highest = highest;
-  softmax.total = softmax.total * scale + block.total[lane] * block_scale;
-  for (int64_t n = 0; n < N; ++n) {
-    softmax.values[n] = softmax.values[n] * scale + block.values[n * kQueries + lane] * block_scale;
+/// Adds what a block's lanes have seen to their rows' softmaxes.
+template <typename SoftmaxOf>
+HWY_INLINE void merge(const QueryBlock& block, int64_t lanes, const SoftmaxOf& softmax_of) {
+  HWY_ALIGN float values[kQueries * N];
+  transpose(block.values, kQueries, N, kQueries, values, N);
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    Softmax& softmax = softmax_of(lane);
+    const float highest = std::max(softmax.highest, block.highest[lane]);
+    const float scale = std::exp(softmax.highest - highest),
+                block_scale = std::exp(block.highest[lane] - highest);
+    softmax.highest = highest;
+    softmax.total = softmax.total * scale + block.total[lane] * block_scale;
+    RWKVX_UNROLL for (int64_t n = 0; n < N; n += kLanes) {
+      const V seen = hn::Mul(load(values + lane * N + n), set(block_scale));
+      store(hn::MulAdd(load(softmax.values + n), set(scale), seen), softmax.values + n);
+    }
   }
 }
 
@@ -239,10 +265,7 @@ template <typename T>
 HWY_INLINE void attend_own(const Head& head, int64_t row, int64_t lanes, QueryBlock& block, Softmax* softmax,
                            AttentionScratch& scratch) {
   const int64_t own = head.chunk(row), slot = head.position(row) % head.kv.chunk_size;
-  if (lanes >= kFewQueries) {
-    for (int64_t lane = 0; lane < kQueries; ++lane)
-      load_query(head, row + std::min(lane, lanes - 1), block, lane);
-  }
+  if (lanes >= kFewQueries) load_queries(head, lanes, block, [&](int64_t lane) { return row + lane; });
   choose(head, block, row, lanes, own, scratch);
   const auto keys = head.keys<T>(own), values = head.values<T>(own);
   if (lanes < kFewQueries) {
@@ -255,8 +278,8 @@ HWY_INLINE void attend_own(const Head& head, int64_t row, int64_t lanes, QueryBl
     block.positions[lane] = static_cast<float>(slot + std::min(lane, lanes - 1));
   }
   block.clear();
-  attend_page<true>(block, keys, values, slot + lanes);
-  for (int64_t lane = 0; lane < lanes; ++lane) merge(block, lane, softmax[row - head.begin + lane]);
+  attend_page<true, kQueryVectors>(block, keys, values, slot + lanes);
+  merge(block, lanes, [&](int64_t lane) -> Softmax& { return softmax[row - head.begin + lane]; });
 }
 
 /// Attends rows to the chunks that they chose, chunk by chunk.
@@ -293,12 +316,14 @@ HWY_INLINE void attend_chosen(const Head& head, QueryBlock& block, Softmax* soft
         }
         continue;
       }
-      for (int64_t lane = 0; lane < kQueries; ++lane) {
-        load_query(head, head.begin + requests[begin + std::min(lane, lanes - 1)], block, lane);
-      }
+      load_queries(head, lanes, block, [&](int64_t lane) { return head.begin + requests[begin + lane]; });
       block.clear();
-      attend_page<false>(block, keys, values, head.kv.chunk_size);
-      for (int64_t lane = 0; lane < lanes; ++lane) merge(block, lane, softmax[requests[begin + lane]]);
+      if (lanes <= kLanes) {
+        attend_page<false, 1>(block, keys, values, head.kv.chunk_size);
+      } else {
+        attend_page<false, kQueryVectors>(block, keys, values, head.kv.chunk_size);
+      }
+      merge(block, lanes, [&](int64_t lane) -> Softmax& { return softmax[requests[begin + lane]]; });
     }
     begin = counts[c];
   }
