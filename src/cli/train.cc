@@ -127,17 +127,17 @@ void add_train(CLI::App& app) {
       ->add_option("--config", flags->file,
                    "JSON file of settings, named as the flags below; flags win over it")
       ->check(CLI::ExistingFile);
-  TrainConfig::for_each_setting(flags->config,
-                                [&](const char* name, auto& member, const char* group, const char* help) {
-                                  const std::string flag = std::string("--") + name;
-                                  CLI::Option* option = nullptr;
-                                  if constexpr (std::is_same_v<std::decay_t<decltype(member)>, bool>) {
-                                    option = command->add_flag(flag, member, help);
-                                  } else {
-                                    option = command->add_option(flag, member, help)->capture_default_str();
-                                  }
-                                  option->group(group);
-                                });
+  TrainConfig::for_each_setting(
+      flags->config, [&](const char* name, auto& member, const char* group, const char* help) {
+        const std::string flag = std::string("--") + name;
+        CLI::Option* option = nullptr;
+        if constexpr (std::is_same_v<std::decay_t<decltype(member)>, bool>) {
+          option = command->add_flag(flag, member, help);
+        } else {
+          option = command->add_option(flag, member, help)->capture_default_str()->take_last();
+        }
+        option->group(group);
+      });
   command->callback([flags, command] {
     flags->given = [&](const char* name) { return command->count(std::string("--") + name) > 0; };
     run(*flags);
