@@ -36,6 +36,7 @@ int main(int argc, char** argv) {
   cli::add_convert(app);
   cli::add_data(app);
   cli::add_needle(app);
+  cli::add_loss(app);
   try {
     // CLI11 would only say that a command is missing.
     if (argc > 1 && argv[1][0] != '-' &&

@@ -41,5 +41,6 @@ void add_detokenize(CLI::App& app);
 void add_convert(CLI::App& app);
 void add_data(CLI::App& app);
 void add_needle(CLI::App& app);
+void add_loss(CLI::App& app);
 
 }  // namespace rwkvx::cli

@@ -34,7 +34,8 @@ struct TrainingGolden {
       tokens.insert(tokens.end(), sequence.begin(), sequence.end());
       offsets.push_back(static_cast<int64_t>(tokens.size()));
     }
-    for (int64_t i = 0; i < ids.elements(); ++i) targets.push_back(static_cast<int32_t>(ids.as<int64_t>()[i]));
+    for (int64_t i = 0; i < ids.elements(); ++i)
+      targets.push_back(static_cast<int32_t>(ids.as<int64_t>()[i]));
     longce = {number("longce_window"), number("longce_stride"),
               static_cast<float>(std::stod(*file.text("longce_gamma")))};
   }
@@ -63,9 +64,8 @@ int compare_gradients(const TrainingGolden& golden, const Parameters& parameters
     std::vector<float> want = host(expected->data), got = host(tensor.gradient);
     if (tensor.spec.role == Role::low_rank) {
       std::vector<float> turned(got.size());
-      transpose(tensor.gradient.dtype() == DType::f32
-                    ? ConstView(tensor.gradient)
-                    : ConstView(got.data(), DType::f32, tensor.spec.shape),
+      transpose(tensor.gradient.dtype() == DType::f32 ? ConstView(tensor.gradient)
+                                                      : ConstView(got.data(), DType::f32, tensor.spec.shape),
                 View(turned.data(), DType::f32, {tensor.spec.shape[1], tensor.spec.shape[0]}));
       got = turned;
     }
