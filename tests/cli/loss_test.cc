@@ -106,7 +106,9 @@ TEST_F(LossTest, BadInput) {
   expect_error(run_program({"loss", proto_, with("bad.jsonl", "{}\n")}), 1, {"bad.jsonl", "line 1"});
   expect_error(run_program({"loss", proto_, text, "--picture", file("a.gif")}), 1, {"a.gif"});
   expect_error(run_program({"loss", file("missing.gguf"), text}), 1, {"missing.gguf"});
-  expect_error(run_program({"loss", test::data("goldens/rwkvx/model.pth").string(), text}), 1, {"--vocab"});
+  expect_error(run_program({"loss", test::data("goldens/rwkvx/model.pth").string(), text, "--chunk-size",
+                            "64", "--chunk-top-k", "2"}),
+               1, {"--vocab"});
 }
 
 }  // namespace
