@@ -1,10 +1,9 @@
-#include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
 #include <cmath>
 #include <vector>
 
-#include "ops/ops.h"
+#include "ops_data.h"
 
 /// The operations of the cpu backend, with what bounds each as a counter: GB/s of weights read, or GFLOP/s.
 /// Arguments come with their names; `threads` 0 is one for each core. Rates are by the wall clock; on a busy
@@ -12,34 +11,10 @@
 namespace rwkvx {
 namespace {
 
-using benchmark::Counter;
-
-std::unique_ptr<Ops> make(int64_t threads, Precision precision = Precision::bf16) {
-  return make_ops({.backend = "cpu", .precision = precision, .threads = static_cast<int>(threads)});
-}
-
-/// Small values that are different enough.
-Buffer filled(DType dtype, Shape shape, double size = 0.5) {
-  Buffer buffer(dtype, shape);
-  uint64_t state = 1;
-  for (int64_t i = 0; i < shape.elements(); ++i) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    const float value = static_cast<float>(size * (static_cast<double>(state >> 40) * 0x1p-23 - 1));
-    if (dtype == DType::f32) buffer.as<float>()[i] = value;
-    if (dtype == DType::bf16) buffer.as<BFloat16>()[i] = to_bfloat16(value);
-    if (dtype == DType::f16) buffer.as<Float16>()[i] = to_float16(value);
-  }
-  return buffer;
-}
-
-void rate(benchmark::State& state, const char* name, double amount_per_iteration) {
-  state.counters[name] = Counter(amount_per_iteration * 1e-9, Counter::kIsIterationInvariantRate);
-}
-
 /// Matrices are many enough not to stay in the cache between their uses, as in a model.
 void linear(benchmark::State& state, DType weight, Precision precision) {
   const int64_t rows = state.range(0), in = state.range(1), out = state.range(2);
-  const auto ops = make(state.range(3), precision);
+  const auto ops = make_cpu(state.range(3), precision);
   const auto bytes = static_cast<int64_t>(bytes_of(weight, in * out));
   const int64_t count = rows > 64 ? 1 : std::max<int64_t>(1, (int64_t{192} << 20) / bytes);
   std::vector<Buffer> weights;
@@ -71,7 +46,7 @@ BENCHMARK_CAPTURE(linear, f32, DType::f32, Precision::f32)->Apply(linear_sizes);
 
 void wkv7(benchmark::State& state) {
   const int64_t tokens = state.range(0), heads = state.range(1), width = heads * kHeadSize;
-  const auto ops = make(state.range(2));
+  const auto ops = make_cpu(state.range(2));
   const Shape all{tokens, width};
   const Buffer r = filled(DType::f32, all), w = filled(DType::f32, all, 0.9), k = filled(DType::f32, all),
                v = filled(DType::f32, all), a = filled(DType::f32, all, 0.1),
@@ -93,7 +68,7 @@ BENCHMARK(wkv7)->ArgNames({"tokens", "heads", "threads"})->ArgsProduct({{1, 4, 1
 
 void rows_operation(benchmark::State& state, const std::string& operation) {
   const int64_t rows = state.range(0), width = state.range(1);
-  const auto ops = make(state.range(2));
+  const auto ops = make_cpu(state.range(2));
   const Shape all{rows, width};
   std::vector<Buffer> in, one, out;
   for (int i = 0; i < 6; ++i) {
@@ -141,7 +116,7 @@ void attention(benchmark::State& state, DType dtype) {
   const int64_t rows = state.range(0), length = state.range(1), chunk = state.range(2),
                 top_k = state.range(3);
   constexpr int64_t kHeads = 12;
-  const auto ops = make(state.range(4));
+  const auto ops = make_cpu(state.range(4));
   std::vector<Buffer> pages;
   std::vector<void*> keys, values, sums;
   for (int64_t begin = 0; begin < length; begin += chunk) {

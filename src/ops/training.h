@@ -107,7 +107,7 @@ struct AdamWTensor {
   View master;            ///< real
   ConstView gradient;     ///< real
   View moment1, moment2;  ///< real
-  View weight;            ///< any plain float type: the master rounded; may be the master itself
+  View weight;            ///< real or bf16: the master rounded; may be the master itself
   bool decay = false;     ///< weight decay applies
   float rate_factor = 1;  ///< of the learning rate
 };

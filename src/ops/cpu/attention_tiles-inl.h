@@ -21,18 +21,40 @@ constexpr int kTile = kLanes == 16 ? 8 : 4;  // rows of a register tile; kTile �
 constexpr int64_t kKeyBlock = 32;            // keys, values, scores and queries fit the first-level cache
 static_assert(kHeadSize % kTile == 0 && kKeyBlock % kTile == 0);
 
-/// tile[i][v] += Σₖ row(i, k) · columns[k, v], k < count; columns are vectors of queries, kQueries apart.
-template <int kVectors, typename Row>
+/// tile[i][v] += Σₖ row(i, k) · columns[k, v], k < count; columns are vectors, kStride numbers apart.
+template <int64_t kStride = kQueries, int kVectors, typename Row>
 HWY_INLINE void multiply_tile(V (&tile)[kTile][kVectors], const Row& row, const float* columns,
                               int64_t count) {
   for (int64_t k = 0; k < count; ++k) {
     V column[kVectors];
     RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
-      column[v] = hn::Load(F(), columns + k * kQueries + v * kLanes);
+      column[v] = hn::Load(F(), columns + k * kStride + v * kLanes);
     }
     RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
       const V x = set(row(i, k));
       RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) tile[i][v] = hn::MulAdd(x, column[v], tile[i][v]);
+    }
+  }
+}
+
+/// to[i] += Σ over queries x[i, query] · columns[query, n], for i < count ≤ kTile; rows of `to` are `width`
+/// apart.
+HWY_INLINE void add_rows(const float* x, const float* columns, int64_t queries, int64_t count, float* to,
+                         int64_t width) {
+  constexpr int kV = 2;
+  for (int64_t n = 0; n < kHeadSize; n += kV * kLanes) {
+    V tile[kTile][kV];
+    RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
+      RWKVX_UNROLL for (int v = 0; v < kV; ++v) tile[i][v] = zero();
+    }
+    multiply_tile<kHeadSize>(
+        tile, [&](int i, int64_t query) { return x[i * kQueries + query]; }, columns + n, queries);
+    RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
+      if (i >= count) break;
+      RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
+        float* at = to + i * width + n + v * kLanes;
+        store(hn::Add(load(at), tile[i][v]), at);
+      }
     }
   }
 }

@@ -93,6 +93,29 @@ HWY_INLINE V set(float x) { return hn::Set(F(), x); }
 HWY_INLINE V zero() { return hn::Zero(F()); }
 HWY_INLINE float sum_of_lanes(V v) { return hn::GetLane(hn::SumOfLanes(F(), v)); }
 
+/// to[c, r] = from[r, c] for r < rows, c < columns, both multiples of 4.
+HWY_INLINE void transpose(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to,
+                          int64_t to_stride) {
+  const hn::FixedTag<float, 4> f32;
+  const hn::FixedTag<uint64_t, 2> pair;
+  for (int64_t r = 0; r < rows; r += 4) {
+    for (int64_t c = 0; c < columns; c += 4) {
+      const float* x = from + r * from_stride + c;
+      float* y = to + c * to_stride + r;
+      const auto x0 = hn::LoadU(f32, x), x1 = hn::LoadU(f32, x + from_stride);
+      const auto x2 = hn::LoadU(f32, x + 2 * from_stride), x3 = hn::LoadU(f32, x + 3 * from_stride);
+      const auto low01 = hn::BitCast(pair, hn::InterleaveLower(f32, x0, x1));
+      const auto low23 = hn::BitCast(pair, hn::InterleaveLower(f32, x2, x3));
+      const auto high01 = hn::BitCast(pair, hn::InterleaveUpper(f32, x0, x1));
+      const auto high23 = hn::BitCast(pair, hn::InterleaveUpper(f32, x2, x3));
+      hn::StoreU(hn::BitCast(f32, hn::InterleaveLower(pair, low01, low23)), f32, y);
+      hn::StoreU(hn::BitCast(f32, hn::InterleaveUpper(pair, low01, low23)), f32, y + to_stride);
+      hn::StoreU(hn::BitCast(f32, hn::InterleaveLower(pair, high01, high23)), f32, y + 2 * to_stride);
+      hn::StoreU(hn::BitCast(f32, hn::InterleaveUpper(pair, high01, high23)), f32, y + 3 * to_stride);
+    }
+  }
+}
+
 /// The power of two below: 2^n for n an integer in float, -126 ≤ n ≤ 127.
 HWY_INLINE V power_of_two(V n) {
   const hn::Rebind<int32_t, F> i32;

@@ -62,9 +62,7 @@ constexpr int64_t kBlock = kBlockVectors * kLanes;
 
 HWY_INLINE void run_block(const Head& head, int64_t first_row, float* state) {
   HWY_ALIGN float s[N * kBlock];  // [j, i]: transposed
-  for (int64_t i = 0; i < kBlock; ++i) {
-    for (int64_t j = 0; j < N; ++j) s[j * kBlock + i] = state[(first_row + i) * N + j];
-  }
+  transpose(state + first_row * N, N, kBlock, N, s, kBlock);
   V next_sa[kBlockVectors];
   for (auto& x : next_sa) x = zero();
   for (int64_t j = 0; j < N; ++j) {
@@ -98,9 +96,7 @@ HWY_INLINE void run_block(const Head& head, int64_t first_row, float* state) {
     }
     for (int64_t i = 0; i < kBlockVectors; ++i) store(y[i], head.y + at + first_row + i * kLanes);
   }
-  for (int64_t i = 0; i < kBlock; ++i) {
-    for (int64_t j = 0; j < N; ++j) state[(first_row + i) * N + j] = s[j * kBlock + i];
-  }
+  transpose(s, kBlock, N, kBlock, state + first_row * N, N);
 }
 
 void wkv7_head(const Wkv7Call& call, int64_t head, int64_t begin, int64_t end, float* state) {

@@ -1,0 +1,138 @@
+#include <array>
+#include <vector>
+
+#include "ops/training.h"
+#include "ops_data.h"
+
+/// The backward operations of the cpu backend, beside the forward that they belong to. GFLOP/s count the
+/// arithmetic of the method (the states or scores computed again included).
+namespace rwkvx {
+namespace {
+
+/// The forward keeps states, as in training.
+void wkv7(benchmark::State& state, bool backward) {
+  const int64_t tokens = state.range(0), heads = state.range(1), width = heads * kHeadSize;
+  const auto ops = make_cpu(state.range(2));
+  const Shape all{tokens, width};
+  const Buffer r = filled(DType::f32, all), w = filled(DType::f32, all, 0.9), k = filled(DType::f32, all),
+               v = filled(DType::f32, all), a = filled(DType::f32, all, 0.1),
+               b = filled(DType::f32, all, 0.1);
+  Buffer y(DType::f32, all), s = filled(DType::f32, {heads, kHeadSize, kHeadSize});
+  const std::vector<int64_t> offsets{0, tokens};
+  Buffer kept(DType::f32, {wkv7_intervals(offsets), heads, kHeadSize, kHeadSize});
+  void* last = s.view().data();
+  const Wkv7Call call{r, w, k, v, a, b, offsets, std::span(&last, 1), y, kept};
+  ops->wkv7(call);
+  std::vector<Buffer> gradients;
+  for (int i = 0; i < 6; ++i) gradients.emplace_back(DType::f32, all);
+  for (Buffer& buffer : gradients) ops->training().zero(buffer);
+  const Wkv7Gradients g{r,           gradients[0], gradients[1], gradients[2], gradients[3], gradients[4],
+                        gradients[5]};
+  for (auto _ : state) {
+    if (backward) {
+      ops->training().wkv7_backward(call, g);
+    } else {
+      ops->wkv7(call);
+    }
+  }
+  // For each element of the state 9 forward, 7 of them again, and 19 backward.
+  rate(state, "GFLOP/s", (backward ? 26.0 : 9.0) * static_cast<double>(tokens * width * kHeadSize));
+}
+void wkv7_sizes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"tokens", "heads", "threads"})->ArgsProduct({{512}, {12}, {1, 0}});
+}
+BENCHMARK_CAPTURE(wkv7, forward, false)->Apply(wkv7_sizes);
+BENCHMARK_CAPTURE(wkv7, backward, true)->Apply(wkv7_sizes);
+
+/// Keys, values and all that the forward of chunk attention keeps, of one sequence.
+struct Attention {
+  std::unique_ptr<Ops> ops;
+  int64_t tokens, chunk, top_k;
+  static constexpr int64_t kHeads = 12;
+  Shape all{tokens, kHeads* kHeadSize};
+  Buffer q = filled(DType::f32, all), k = filled(DType::f32, all, 0.7), v = filled(DType::f32, all, 0.6);
+  Buffer y{ops->active(), all}, lse{DType::f32, {tokens, kHeads}};
+  Buffer chosen{DType::i32, {tokens, kHeads, top_k - 1}};
+  std::array<Buffer, 3> gradients{Buffer(DType::f32, all), Buffer(DType::f32, all), Buffer(DType::f32, all)};
+  std::vector<int64_t> offsets{0, tokens};
+  std::vector<Buffer> pages;
+  std::vector<void*> keys, values, sums;
+  KvChunks kv;
+
+  Attention(benchmark::State& state, DType dtype)
+      : ops(make_cpu(state.range(3))), tokens(state.range(0)), chunk(state.range(1)), top_k(state.range(2)) {
+    for (int64_t begin = 0; begin < tokens; begin += chunk) {
+      for (auto* list : {&keys, &values}) {
+        pages.emplace_back(dtype, Shape{kHeads, chunk, kHeadSize});
+        list->push_back(pages.back().view().data());
+      }
+      pages.emplace_back(DType::f32, Shape{kHeads, kHeadSize});
+      sums.push_back(pages.back().view().data());
+    }
+    kv.chunk_size = chunk;
+    kv.length = tokens;
+    kv.dtype = dtype;
+    kv.keys = keys;
+    kv.values = values;
+    kv.key_sums = sums;
+    ops->kv_append(k, v, offsets, std::span(&kv, 1));
+    ops->chunk_attention(call());
+  }
+  ChunkAttention call() { return {q, offsets, std::span(&kv, 1), top_k, y, lse, chosen}; }
+  /// Pairs of a query and a key that it sees.
+  double seen() const {
+    double pairs = 0;
+    for (int64_t t = 0; t < tokens; ++t) {
+      pairs += static_cast<double>(t % chunk + 1 + std::min(t / chunk, top_k - 1) * chunk);
+    }
+    return pairs * kHeads;
+  }
+};
+
+/// Two products of 64 for each pair forward; two again and three more backward.
+void attention(benchmark::State& state, DType dtype, bool backward) {
+  Attention data(state, dtype);
+  auto& [dq, dk, dv] = data.gradients;
+  for (auto _ : state) {
+    if (backward) {
+      data.ops->training().chunk_attention_backward(data.call(), {data.q, dq, dk, dv});
+    } else {
+      data.ops->chunk_attention(data.call());
+    }
+  }
+  rate(state, "GFLOP/s", data.seen() * kHeadSize * (backward ? 10 : 4));
+}
+void attention_sizes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"tokens", "chunk", "top_k", "threads"})->Unit(benchmark::kMillisecond);
+  for (const int64_t threads : {1, 0}) {
+    b->Args({4096, 2048, 3, threads})->Args({4096, 256, 3, threads})->Args({4096, 64, 4, threads});
+  }
+}
+BENCHMARK_CAPTURE(attention, forward_bf16, DType::bf16, false)->Apply(attention_sizes);
+BENCHMARK_CAPTURE(attention, backward_f32, DType::f32, true)->Apply(attention_sizes);
+BENCHMARK_CAPTURE(attention, backward_bf16, DType::bf16, true)->Apply(attention_sizes);
+
+/// 256 sampled queries. One product of 64 for each pair of a query and a key before it.
+void gate_loss(benchmark::State& state) {
+  Attention data(state, DType::bf16);
+  constexpr int64_t kSamples = 256;
+  std::vector<int64_t> rows;
+  double pairs = 0;
+  for (int64_t i = 0; i < kSamples; ++i) {
+    rows.push_back((2 * i + 1) * data.tokens / (2 * kSamples));
+    pairs += static_cast<double>(rows.back() + 1) * Attention::kHeads;
+  }
+  Buffer losses(DType::f32, {kSamples, Attention::kHeads}), hits(DType::f32, {kSamples, Attention::kHeads});
+  for (Buffer& gradient : data.gradients) data.ops->training().zero(gradient);
+  for (auto _ : state) {
+    data.ops->training().gate_loss(data.call(),
+                                   {rows, 1e-3f, losses, hits, data.gradients[0], data.gradients[1]});
+  }
+  rate(state, "GFLOP/s", pairs * kHeadSize * 2);
+}
+BENCHMARK(gate_loss)->Apply(attention_sizes);
+
+}  // namespace
+}  // namespace rwkvx
+
+BENCHMARK_MAIN();
