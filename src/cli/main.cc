@@ -34,6 +34,7 @@ int main(int argc, char** argv) {
   cli::add_tokenize(app);
   cli::add_detokenize(app);
   cli::add_convert(app);
+  cli::add_expand(app);
   cli::add_data(app);
   cli::add_needle(app);
   cli::add_loss(app);

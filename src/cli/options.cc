@@ -32,7 +32,7 @@ void add_model_argument(CLI::App& app, RunOptions& options) {
 
 void add_chunk_options(CLI::App& app, RunOptions& options) {
   app.add_option("--chunk-size", options.chunk_size,
-                 "Tokens of an attention chunk, for RWKV-X files that do not record it (default 2048)")
+                 "Tokens of an attention chunk, where the file does not record it (default 2048)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
   app.add_option("--chunk-top-k", options.chunk_top_k,
                  "Chunks that a query sees, its own included (default 3)")

@@ -1,0 +1,50 @@
+// expand: from a plain model to one with sparse blocks.
+#include "cli/program.h"
+
+namespace rwkvx {
+namespace {
+
+using test::expect_error;
+using test::run_program;
+
+class ExpandProgramTest : public test::ProgramTest {
+ protected:
+  std::string plain() const {
+    test::small_model(2, 0, DType::bf16).write(folder_ / "plain.safetensors");
+    return file("plain.safetensors");
+  }
+};
+
+TEST_F(ExpandProgramTest, WritesAModelWithTheChunksAskedFor) {
+  const std::string source = plain();
+  for (const char* name : {"out.gguf", "out.safetensors"}) {
+    ASSERT_EQ(run_program({"expand", source, file(name), "--sparse-blocks", "2", "--chunk-size", "64",
+                           "--chunk-top-k", "4"})
+                  .code,
+              0);
+    const auto expanded = open_checkpoint(file(name));
+    EXPECT_EQ(expanded->config.sparse_blocks, 2);
+    EXPECT_EQ(expanded->config.chunk_size, 64);
+    EXPECT_EQ(expanded->config.top_k, 4);
+  }
+  ASSERT_EQ(run_program({"expand", source, file("default.safetensors"), "--sparse-blocks", "1"}).code, 0);
+  const auto expanded = open_checkpoint(file("default.safetensors"));
+  EXPECT_EQ(expanded->config.chunk_size, 2048);
+  EXPECT_EQ(expanded->config.top_k, 3);
+}
+
+TEST_F(ExpandProgramTest, Errors) {
+  const std::string source = plain();
+  expect_error(run_program({"expand", source, file("out.gguf")}), 2, {"--sparse-blocks"});
+  expect_error(run_program({"expand", source, file("out.gguf"), "--sparse-blocks", "0"}), 2,
+               {"--sparse-blocks"});
+  expect_error(run_program({"expand", source, file("out.gguf"), "--sparse-blocks", "3"}), 1,
+               {source, "--sparse-blocks", "2"});
+  expect_error(run_program({"expand", source, source, "--sparse-blocks", "1"}), 2, {"input"});
+  ASSERT_EQ(run_program({"expand", source, file("out.safetensors"), "--sparse-blocks", "1"}).code, 0);
+  expect_error(run_program({"expand", file("out.safetensors"), file("again.safetensors"), "--sparse-blocks", "1"}), 1,
+               {file("out.safetensors"), "already"});
+}
+
+}  // namespace
+}  // namespace rwkvx
