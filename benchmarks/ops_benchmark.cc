@@ -129,7 +129,7 @@ void attention(benchmark::State& state, DType dtype) {
       list->push_back(pages.back().view().data());
     }
   }
-  const KvChunks kv{chunk, length, dtype, keys, values, sums, {}, {}, nullptr};
+  const KvChunks kv{chunk, length, dtype, keys, values, sums, {}, {}, 0, {}, nullptr};
   const std::vector<int64_t> offsets{0, rows};
   const Buffer q = filled(DType::f32, {rows, kHeads * kHeadSize});
   Buffer y(ops->active(), {rows, kHeads * kHeadSize});

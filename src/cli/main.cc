@@ -1,3 +1,4 @@
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -34,10 +35,13 @@ int main(int argc, char** argv) {
   cli::add_tokenize(app);
   cli::add_detokenize(app);
   cli::add_convert(app);
+  cli::add_bench(app);
+  cli::add_recall(app);
   cli::add_expand(app);
   cli::add_data(app);
   cli::add_needle(app);
   cli::add_loss(app);
+  std::signal(SIGXFSZ, SIG_IGN);  // a limit on the size of files becomes an error with a message
   try {
     // CLI11 would only say that a command is missing.
     if (argc > 1 && argv[1][0] != '-' &&

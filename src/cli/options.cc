@@ -46,18 +46,20 @@ void add_vocabulary_option(CLI::App& app, RunOptions& options) {
 
 namespace {
 
+/// What is wrong with a flag's value is wrong usage.
+template <typename Parse>
+void as_usage(const Parse& parse) {
+  try {
+    parse();
+  } catch (const Error& error) {
+    throw UsageError(error.what());
+  }
+}
+
 void add_kv_options(CLI::App& app, RunOptions& options) {
   app.add_option_function<std::string>(
          "--kv",
-         [&options](const std::string& text) {
-           const std::optional<DType> dtype = options.kv.dtype;
-           try {
-             options.kv = parse_kv_options(text);
-           } catch (const Error& error) {
-             throw UsageError(error.what());
-           }
-           options.kv.dtype = dtype;
-         },
+         [&options](const std::string& text) { as_usage([&] { parse_kv_policy(text, options.kv); }); },
          "What sparse attention remembers: full; disk[:FOLDER], the same in a temporary file; or "
          "bounded[:MAX,WINDOW,MIN]: when MAX tokens are stored keep MIN, the last WINDOW and those they "
          "looked at most (20000,2000,16000)")
@@ -69,6 +71,12 @@ void add_kv_options(CLI::App& app, RunOptions& options) {
          },
          "Type of stored keys and values: f32, bf16 or int8 (default: --precision's)")
       ->check(CLI::IsMember({"f32", "bf16", "int8"}));
+  app.add_option_function<std::string>(
+         "--select",
+         [&options](const std::string& text) { as_usage([&] { parse_selection(text, options.kv); }); },
+         "How sparse attention chooses chunks: mean, as trained; max[:TOKENS], by the best part of so many "
+         "tokens (64), for chunks larger than those of training; full, all of them, slow")
+      ->default_str("mean");
 }
 
 }  // namespace

@@ -18,6 +18,7 @@ nlohmann::ordered_json run_settings(const RunOptions& options, const Model& mode
     const KvOptions& kv = model.kv_options();
     out["kv"] =
         kv.policy == KvPolicy::disk ? std::string(name(kv.policy)) : kv.text();  // whatever its folder
+    out["selection"] = kv.selection_text();
     out["kv_dtype"] = name(kv.dtype.value_or(model.ops().active()));
   }
   return out;
@@ -27,6 +28,7 @@ std::string attention_label(const Model& model) {
   if (model.config().sparse_blocks == 0) return "no attention";
   const KvOptions& kv = model.kv_options();
   std::string out = fmt::format("chunk {}, top-k {}", model.config().chunk_size, model.config().top_k);
+  if (kv.selection != Selection::mean) out += ", selection " + kv.selection_text();
   if (kv.policy == KvPolicy::bounded) out += ", " + kv.text();
   if (kv.dtype) out += fmt::format(", {} keys and values", name(*kv.dtype));
   return out;

@@ -26,7 +26,11 @@ std::string_view name(KvPolicy policy) {
   return "?";
 }
 
-void KvOptions::check(std::string_view flag) const {
+void KvOptions::check(int64_t chunk_size) const {
+  if (part_of(chunk_size) > 0 && chunk_size % part != 0) {
+    fail("--select max:{}: the chunk size, {}, is not a multiple of it", part, chunk_size);
+  }
+  const std::string flag = "--kv " + policy_text();
   if (dtype && *dtype != DType::f32 && *dtype != DType::bf16 && *dtype != DType::i8 && *dtype != DType::f64) {
     fail("keys and values cannot be kept as {} (f32, bf16 or i8)", rwkvx::name(*dtype));
   }
@@ -43,7 +47,7 @@ void KvOptions::check(std::string_view flag) const {
   }
 }
 
-std::string KvOptions::text() const {
+std::string KvOptions::policy_text() const {
   switch (policy) {
     case KvPolicy::full:
       return "full";
@@ -55,18 +59,51 @@ std::string KvOptions::text() const {
   return "?";
 }
 
-KvOptions parse_kv_options(std::string_view text) {
-  KvOptions options;
+std::string KvOptions::selection_text() const {
+  switch (selection) {
+    case Selection::mean:
+      return "mean";
+    case Selection::max:
+      return fmt::format("max:{}", part);
+    case Selection::full:
+      return "full";
+  }
+  return "?";
+}
+
+void parse_selection(std::string_view text, KvOptions& options) {
+  if (text == "mean") {
+    options.selection = Selection::mean;
+  } else if (text == "full") {
+    options.selection = Selection::full;
+  } else if (text == "max") {
+    options.selection = Selection::max;
+  } else {
+    constexpr std::string_view kMax = "max:";
+    const std::string_view number = text.substr(std::min(kMax.size(), text.size()));
+    const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), options.part);
+    const bool whole = end == number.data() + number.size();
+    if (!text.starts_with(kMax) || error != std::errc() || !whole || options.part < 1) {
+      fail("--select {}: expected mean, max[:TOKENS] or full", printable(text));
+    }
+    options.selection = Selection::max;
+  }
+}
+
+void parse_kv_policy(std::string_view text, KvOptions& options) {
   const size_t colon = text.find(':');
   const std::string_view policy = text.substr(0, colon);
   const bool more = colon != std::string_view::npos;
   std::string_view rest = more ? text.substr(colon + 1) : std::string_view();
   const auto wrong = [&]() { fail("--kv {}: expected {}", printable(text), kForms); };
-  if (policy == "full" && !more) return options;
+  if (policy == "full" && !more) {
+    options.policy = KvPolicy::full;
+    return;
+  }
   if (policy == "disk" && (!more || !rest.empty())) {
     options.policy = KvPolicy::disk;
     options.folder = Path(rest);
-    return options;
+    return;
   }
   if (policy != "bounded") wrong();
   options.policy = KvPolicy::bounded;
@@ -81,8 +118,7 @@ KvOptions parse_kv_options(std::string_view text) {
       if (!last) rest.remove_prefix(used + 1);
     }
   }
-  options.check(fmt::format("--kv {}", text));
-  return options;
+  options.check(options.part);
 }
 
 }  // namespace rwkvx

@@ -18,6 +18,13 @@ enum class KvPolicy {
 };
 std::string_view name(KvPolicy policy);
 
+/// Which earlier chunks a query sees.
+enum class Selection {
+  mean,  ///< the top-k by q · mean(keys), as trained
+  max,   ///< the top-k by the largest q · mean(keys) of the chunk's parts of KvOptions::part tokens
+  full,  ///< all of them: full attention, at its cost
+};
+
 struct KvOptions {
   KvPolicy policy = KvPolicy::full;
   /// f32, bf16 or i8; nothing: what the backend computes in.
@@ -28,13 +35,24 @@ struct KvOptions {
   // the window's queries gave most weight (SnapKV, arXiv 2404.14469). The defaults are RWKV-X's.
   int64_t max = 20000, window = 2000, min = 16000;
 
-  /// Errors: bounds that leave no room. `flag` names what said so.
-  void check(std::string_view flag) const;
+  Selection selection = Selection::mean;
+  int64_t part = 64;  ///< tokens; a divisor of the chunk size, or no less than it
+
+  /// Errors: bounds that leave no room, parts that do not divide the chunk size.
+  void check(int64_t chunk_size) const;
+  /// What a page keeps sums of: `part`, or 0 where it is not needed.
+  int64_t part_of(int64_t chunk_size) const {
+    return selection == Selection::max && part < chunk_size ? part : 0;
+  }
   /// "full", "disk:/tmp", "bounded:20000,2000,16000".
-  std::string text() const;
+  std::string policy_text() const;
+  /// "mean", "max:64", "full".
+  std::string selection_text() const;
 };
 
-/// full | disk[:FOLDER] | bounded[:MAX,WINDOW,MIN]. Errors: anything else.
-KvOptions parse_kv_options(std::string_view text);
+/// full | disk[:FOLDER] | bounded[:MAX,WINDOW,MIN]. Errors: anything else, bounds that leave no room.
+void parse_kv_policy(std::string_view text, KvOptions& options);
+/// mean | max[:TOKENS] | full. Errors: anything else.
+void parse_selection(std::string_view text, KvOptions& options);
 
 }  // namespace rwkvx

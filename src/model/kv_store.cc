@@ -14,6 +14,7 @@ KvStore::KvStore(int64_t heads, int64_t chunk_size, int64_t block, const KvOptio
                  std::shared_ptr<KvMemory> memory, Ops& ops)
     : heads_(heads),
       chunk_size_(chunk_size),
+      part_(options.part_of(chunk_size)),
       dtype_(options.dtype.value_or(ops.precision() == Precision::bf16 ? DType::bf16 : ops.real())),
       ops_(&ops),
       memory_(std::move(memory)) {
@@ -26,6 +27,9 @@ std::shared_ptr<KvStore::Page> KvStore::new_page() const {
   page->memory = memory_;
   page->rows = Buffer(DType::u8, {bytes}, memory_->pages());
   page->key_sums = Buffer(ops_->real(), {heads_, kHeadSize}, ops_->allocator());
+  if (part_ > 0) {
+    page->part_sums = Buffer(ops_->real(), {heads_, chunk_size_ / part_, kHeadSize}, ops_->allocator());
+  }
   return page;
 }
 
@@ -41,6 +45,7 @@ void KvStore::point_at(size_t index) {
   keys_[index] = rows;
   values_[index] = rows + part;
   key_sums_[index] = page.key_sums.view().data();
+  part_sums_[index] = page.part_sums.view().data();
   if (dtype_ != DType::i8) return;
   auto* const scales = reinterpret_cast<float*>(rows + 2 * part);
   key_scales_[index] = scales;
@@ -49,10 +54,10 @@ void KvStore::point_at(size_t index) {
 
 void KvStore::append_page() {
   auto page = new_page();
-  for (auto* pointers : {&keys_, &values_, &key_sums_}) pointers->reserve(pages_.size() + 1);
+  for (auto* pointers : {&keys_, &values_, &key_sums_, &part_sums_}) pointers->reserve(pages_.size() + 1);
   for (auto* pointers : {&key_scales_, &value_scales_}) pointers->reserve(pages_.size() + 1);
   pages_.push_back(std::move(page));
-  for (auto* pointers : {&keys_, &values_, &key_sums_}) pointers->push_back(nullptr);
+  for (auto* pointers : {&keys_, &values_, &key_sums_, &part_sums_}) pointers->push_back(nullptr);
   if (dtype_ == DType::i8) {
     for (auto* pointers : {&key_scales_, &value_scales_}) pointers->push_back(nullptr);
   }
@@ -66,6 +71,10 @@ void KvStore::own_page(size_t index, bool copy) {
     const Page& shared = *pages_[index];
     ops_->copy(shared.rows.view().data(), page->rows.view().data(), shared.rows.view().bytes());
     ops_->copy(shared.key_sums.view().data(), page->key_sums.view().data(), shared.key_sums.view().bytes());
+    if (part_ > 0) {
+      ops_->copy(shared.part_sums.view().data(), page->part_sums.view().data(),
+                 shared.part_sums.view().bytes());
+    }
   }
   pages_[index] = std::move(page);
   point_at(index);
@@ -105,6 +114,8 @@ KvChunks KvStore::chunks() const {
     kv.key_scales = std::span(key_scales_).first(used);
     kv.value_scales = std::span(value_scales_).first(used);
   }
+  kv.part = part_;
+  kv.part_sums = std::span(part_sums_).first(part_ > 0 ? used : 0);
   kv.observer = memory_->observer();
   return kv;
 }
@@ -122,14 +133,15 @@ void KvStore::observe(ConstView q) {
 void KvStore::clear() {
   length_ = 0;
   pages_.clear();
-  for (auto* pointers : {&keys_, &values_, &key_sums_}) pointers->clear();
+  for (auto* pointers : {&keys_, &values_, &key_sums_, &part_sums_}) pointers->clear();
   for (auto* pointers : {&key_scales_, &value_scales_}) pointers->clear();
   if (bound_) bound_->clear();
 }
 
 uint64_t KvStore::bytes() const {
   uint64_t total = bound_ ? bound_->bytes() : 0;
-  for (const auto& page : pages_) total += page->rows.view().bytes() + page->key_sums.view().bytes();
+  for (const auto& page : pages_)
+    total += page->rows.view().bytes() + page->key_sums.view().bytes() + page->part_sums.view().bytes();
   return total;
 }
 

@@ -49,6 +49,8 @@ class KvStore {
   int64_t chunk_size() const { return chunk_size_; }
   /// Of pages, on disk too.
   uint64_t bytes() const;
+  /// Of the temporary file that the stores of a state share.
+  uint64_t file_bytes() const { return memory_->file() != nullptr ? memory_->file()->file_bytes() : 0; }
   /// What one token takes in its page.
   uint64_t token_bytes() const;
 
@@ -74,6 +76,7 @@ class KvStore {
     std::shared_ptr<KvMemory> memory;  // outlives the rows
     Buffer rows;                       // bytes: keys [H, B, N], values [H, B, N]; i8: their scales [2, H, B]
     Buffer key_sums;                   // [H, N] real
+    Buffer part_sums;                  // [H, B / part, N] real, or empty
   };
   std::shared_ptr<Page> new_page() const;
   void append_page();
@@ -84,14 +87,14 @@ class KvStore {
     return static_cast<size_t>((tokens + chunk_size_ - 1) / chunk_size_);
   }
 
-  int64_t heads_, chunk_size_;
+  int64_t heads_, chunk_size_, part_;
   DType dtype_;
   Ops* ops_;
   std::shared_ptr<KvMemory> memory_;
   std::optional<KvBound> bound_;
   int64_t length_ = 0;
   std::vector<std::shared_ptr<Page>> pages_;  // may be more than are used
-  std::vector<void*> keys_, values_, key_sums_;
+  std::vector<void*> keys_, values_, key_sums_, part_sums_;
   std::vector<float*> key_scales_, value_scales_;  // i8 only
 };
 

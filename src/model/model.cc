@@ -1,5 +1,7 @@
 #include "model/model.h"
 
+#include <limits>
+
 #include "base/error.h"
 #include "model/block.h"
 
@@ -19,7 +21,7 @@ std::vector<Pointer> for_sequences(std::span<const SequenceInput> inputs, Of of)
 
 Model::Model(std::shared_ptr<const Checkpoint> checkpoint, std::shared_ptr<Ops> ops, KvOptions kv)
     : ops_(std::move(ops)), kv_(std::move(kv)), weights_(std::move(checkpoint), *ops_) {
-  kv_.check("--kv");
+  kv_.check(config().chunk_size);
 }
 
 void Model::run_block(const BlockRef& block, const Batch& batch, std::span<const SequenceInput> inputs,
@@ -30,7 +32,9 @@ void Model::run_block(const BlockRef& block, const Batch& batch, std::span<const
     const auto stores = for_sequences<KvStore*>(inputs, [&](State& s) { return &s.kv(block.index); });
     const auto shift =
         for_sequences<void*>(inputs, [&](State& s) { return s.sparse_channel_shift(block.index); });
-    return sparse_block(*ops_, weights_.weights().sparse[at], batch, stores, shift, config().top_k, x, arena);
+    const int64_t top_k =
+        kv_.selection == Selection::full ? std::numeric_limits<int32_t>::max() : config().top_k;
+    return sparse_block(*ops_, weights_.weights().sparse[at], batch, stores, shift, top_k, x, arena);
   }
   const auto time_shift = for_sequences<void*>(inputs, [&](State& s) { return s.time_shift(block.index); });
   const auto wkv = for_sequences<void*>(inputs, [&](State& s) { return s.wkv(block.index); });

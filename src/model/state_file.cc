@@ -23,7 +23,7 @@ struct Header {
   int64_t position = 0;
   DType real = DType::f32, kv = DType::f32;
   int64_t layers = 0, sparse_blocks = 0, channels = 0, chunk_size = 0;
-  std::string bound;                     // KvOptions::text() of bounded stores, else empty
+  std::string bound;                     // KvOptions::policy_text() of bounded stores, else empty
   std::vector<int64_t> stored, waiting;  // of each sparse block: tokens; queries that wait to vote
   std::string extra;
 };
@@ -219,7 +219,8 @@ void save_store(Writer& writer, const KvStore& store, Ops& ops) {
 void load_store(Reader& reader, KvStore& store, const Header& h, size_t block, Ops& ops) {
   const int64_t stored = h.stored[block], heads = store.heads(), chunk_size = store.chunk_size();
   HostPage page(h.kv, heads, chunk_size, h.real);
-  const bool same = h.kv == store.dtype() && h.real == ops.real();
+  // Sums of parts are not saved: appending computes them.
+  const bool same = h.kv == store.dtype() && h.real == ops.real() && store.chunks().part == 0;
   for (int64_t begin = 0; begin < stored; begin += chunk_size) {
     const int64_t used = std::min(chunk_size, stored - begin);
     page.for_each_piece(used, [&](std::span<std::byte> bytes) {
@@ -254,7 +255,7 @@ void load_store(Reader& reader, KvStore& store, const Header& h, size_t block, O
 /// Before room is made for what the header claims.
 void check_stored(const Header& h, const State& state, uint64_t file_bytes, const std::string& file) {
   const KvOptions& options = state.kv_options();
-  const std::string bound = options.policy == KvPolicy::bounded ? options.text() : "";
+  const std::string bound = options.policy == KvPolicy::bounded ? options.policy_text() : "";
   if (!h.bound.empty() && h.bound != bound) {
     fail("{}: saved with --kv {}, which dropped tokens; load it with the same", file, h.bound);
   }
@@ -275,7 +276,7 @@ void check_stored(const Header& h, const State& state, uint64_t file_bytes, cons
     }
     if (store.bound() != nullptr && h.stored[j] >= store.bound()->max()) {
       fail("{}: holds {} tokens, more than --kv {} keeps; load it with --kv full or disk", file, h.stored[j],
-           options.text());
+           options.policy_text());
     }
   }
 }
@@ -288,7 +289,7 @@ void save_state(const Path& path, const State& state, uint64_t fingerprint, std:
   const DType kv_type = c.sparse_blocks > 0 ? state.kv(0).dtype() : ops.real();
   Header h{fingerprint, state.position(), ops.real(), kv_type, c.layers, c.sparse_blocks,
            c.channels,  c.chunk_size,     "",         {},      {},       std::string(extra)};
-  if (state.kv_options().policy == KvPolicy::bounded) h.bound = state.kv_options().text();
+  if (state.kv_options().policy == KvPolicy::bounded) h.bound = state.kv_options().policy_text();
   for (int64_t j = 0; j < c.sparse_blocks; ++j) {
     const KvStore& store = state.kv(j);
     h.stored.push_back(store.length());

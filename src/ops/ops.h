@@ -109,13 +109,18 @@ struct KvChunks {
   std::span<void*const> keys, values;  ///< one per chunk, ⌈length / B⌉
   std::span<void* const> key_sums;
   std::span<float*const> key_scales, value_scales;  ///< i8 only
-  ReadObserver* observer = nullptr;                 ///< told by chunk_attention; may be null
+  /// Sums of the keys of every `part` tokens of a chunk, [H, B / part, N] real, which then choose chunks in
+  /// place of key_sums: the gate of a chunk is the largest of its parts'. 0 and empty: not kept.
+  int64_t part = 0;
+  std::span<void* const> part_sums;
+  ReadObserver* observer = nullptr;  ///< told by chunk_attention; may be null
 };
 
 /// Top-k chunk attention (MoBA, arXiv 2502.13189, as trained by RWKV-X, arXiv 2504.21463). The rows of
 /// sequence s are the last of the tokens in kv[s]. Per head, the query at position t in chunk c = ⌊t/B⌋ sees
 /// the keys of chunk c at positions ≤ t, and all keys of the top_k − 1 chunks j < c with the largest gate q ·
-/// mean(keys of j) (ties: the lower j). Scores q·k / √N, softmax, no positional encoding.
+/// mean(keys of j), or with KvChunks::part the largest q · mean(keys of a part of j) (ties: the lower j).
+/// Scores q·k / √N, softmax, no positional encoding.
 struct ChunkAttention {
   ConstView q;  ///< [R, C] real
   std::span<const int64_t> offsets;

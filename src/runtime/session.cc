@@ -11,8 +11,8 @@
 namespace rwkvx {
 namespace {
 
-constexpr int64_t kMaxSegment = 4096;
-constexpr int64_t kSegmentBytes = int64_t{192} << 20;
+constexpr int64_t kMaxSegment = 8192;
+constexpr int64_t kSegmentBytes = int64_t{384} << 20;
 
 std::string hex(std::span<const std::byte> bytes) {
   constexpr std::string_view kDigits = "0123456789abcdef";

@@ -32,6 +32,9 @@ class Session {
   Session fork() const;
   void reset();
 
+  /// Tokens that are consumed at a time.
+  int64_t segment_rows() const;
+
   /// Consumes all pending tokens but the last, so that what is saved or forked next is ready to continue
   /// from.
   void settle(const Progress& progress = {}) { consume(1, progress); }
@@ -44,7 +47,6 @@ class Session {
 
  private:
   void consume(size_t keep, const Progress& progress);
-  int64_t segment_rows() const;
 
   std::shared_ptr<const Model> model_;
   State state_;

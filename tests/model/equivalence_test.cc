@@ -36,18 +36,22 @@ struct Case {
   Precision precision;
   const char* kv = "full";
   std::optional<DType> kv_dtype = std::nullopt;
+  const char* select = "mean";
 };
 
 KvOptions kv_options(const Case& c) {
-  KvOptions options = parse_kv_options(c.kv);
+  KvOptions options;
+  parse_kv_policy(c.kv, options);
+  parse_selection(c.select, options);
   options.dtype = c.kv_dtype;
   return options;
 }
 
 std::string describe(const Case& c) {
   std::string text = fmt::format("{}_{}_{}", c.model, c.backend, name(c.precision));
-  if (c.kv != std::string("full")) text += "_" + std::string(name(parse_kv_options(c.kv).policy));
+  if (c.kv != std::string("full")) text += "_" + std::string(name(kv_options(c).policy));
   if (c.kv_dtype) text += fmt::format("_{}", name(*c.kv_dtype));
+  if (c.select != std::string("mean")) text += fmt::format("_{:.3}", c.select);
   return text;
 }
 
@@ -255,6 +259,10 @@ std::vector<Case> cases() {
       all.push_back({"rwkvx", backend, Precision::f32, kv, DType::i8});
     }
     all.push_back({"rwkvx", backend, Precision::f32, "disk", DType::bf16});
+    for (const char* select : {"max:2", "full"}) {
+      all.push_back({"rwkvx", backend, Precision::f32, "full", {}, select});
+      all.push_back({"rwkvx", backend, Precision::f32, "bounded:30,7,20", {}, select});
+    }
   }
   return all;
 }
@@ -266,7 +274,8 @@ INSTANTIATE_TEST_SUITE_P(Model, EquivalenceTest, testing::ValuesIn(cases()),
 TEST(KvPolicyTest, DiskIsFull) {
   for (const std::optional<DType> dtype : {std::optional<DType>(), std::optional(DType::i8)}) {
     const auto run_with = [&](const char* kv) {
-      KvOptions options = parse_kv_options(kv);
+      KvOptions options;
+      parse_kv_policy(kv, options);
       options.dtype = dtype;
       const auto model =
           test::open_model(test::models("rwkvx-proto-1.3m.gguf"), "cpu", Precision::bf16, {}, options);

@@ -50,8 +50,8 @@ Outputs compute(const Golden& golden, const Model& model) {
   return out;
 }
 
-Outputs compute(const Golden& golden, std::shared_ptr<Ops> ops) {
-  return compute(golden, Model(open_checkpoint(golden.model, golden.options), std::move(ops)));
+Outputs compute(const Golden& golden, std::shared_ptr<Ops> ops, const KvOptions& kv = {}) {
+  return compute(golden, Model(open_checkpoint(golden.model, golden.options), std::move(ops), kv));
 }
 
 Outputs compute(const Golden& golden, const std::string& backend, Precision precision) {
@@ -138,6 +138,50 @@ TEST_P(BFloat16GoldenTest, ErrorIsThatOfOneRoundingPerProduct) {
 INSTANTIATE_TEST_SUITE_P(Goldens, BFloat16GoldenTest, testing::Values("rwkv7", "rwkvx", "rwkvx-deep"),
                          [](const auto& test) {
                            std::string name = test.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
+
+/// The goldens go past the chunks that every query sees.
+class KvGoldenTest : public testing::TestWithParam<std::tuple<const char*, const char*>> {
+ protected:
+  std::vector<float> logits(const char* policy, std::optional<DType> dtype) const {
+    KvOptions kv;
+    parse_kv_policy(policy, kv);
+    kv.dtype = dtype;
+    return compute(golden_, make_ops({std::get<1>(GetParam()), Precision::f32, 2}), kv).logits;
+  }
+  const Golden golden_ = test::read_golden(std::get<0>(GetParam()));
+};
+
+TEST_P(KvGoldenTest, OnDisk) {
+  ASSERT_GT(golden_.logits.view().dim(1), *golden_.options.chunk_size * *golden_.options.top_k);
+  const Distance d = distance(logits("disk", {}), floats(golden_.logits));
+  report("logits", d);
+  EXPECT_LE(d.max, kGoldenBound);
+}
+
+/// As docs/decisions/0007-bf16-bound.md does for bf16.
+TEST_P(KvGoldenTest, Int8ErrorIsThatOfOneRounding) {
+  const std::vector<float> got = logits("full", DType::i8);
+  const std::vector<float> noisy = compute(golden_, test::make_noisy_kv_ops(1)).logits;
+  const int64_t unselected = *golden_.options.chunk_size * *golden_.options.top_k;
+  for (const int64_t positions : {unselected, golden_.logits.view().dim(1)}) {
+    const auto expected = first_rows(golden_, floats(golden_.logits), positions);
+    const Distance error = distance(first_rows(golden_, got, positions), expected);
+    const Distance noise = distance(first_rows(golden_, noisy, positions), expected);
+    report(fmt::format("int8, {} positions", positions), error);
+    report(fmt::format("noise, {} positions", positions), noise);
+    EXPECT_LE(error.rms, 2 * noise.rms);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Goldens, KvGoldenTest,
+                         testing::Combine(testing::Values("rwkvx", "rwkvx-deep"),
+                                          testing::Values("reference", "cpu")),
+                         [](const auto& test) {
+                           std::string name =
+                               std::string(std::get<0>(test.param)) + "_" + std::get<1>(test.param);
                            std::replace(name.begin(), name.end(), '-', '_');
                            return name;
                          });

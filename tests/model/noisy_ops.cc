@@ -1,5 +1,6 @@
 #include "model/noisy_ops.h"
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
@@ -43,8 +44,35 @@ class NoisyOps final : public ForwardingOps {
   std::mt19937_64 random_;
 };
 
+class NoisyKvOps final : public ForwardingOps {
+ public:
+  explicit NoisyKvOps(uint64_t seed)
+      : ForwardingOps(make_ops({"reference", Precision::f32, 1})), random_(seed) {}
+  void kv_append(ConstView k, ConstView v, std::span<const int64_t> offsets,
+                 std::span<const KvChunks> kv) override {
+    to().kv_append(with_noise(k), with_noise(v), offsets, kv);
+  }
+
+ private:
+  Buffer with_noise(ConstView x) {
+    Buffer noisy(DType::f32, x.shape());
+    for (int64_t row = 0; row < x.elements(); row += kHeadSize) {
+      float most = 0;
+      for (int64_t n = row; n < row + kHeadSize; ++n) most = std::max(most, std::abs(x.as<float>()[n]));
+      for (int64_t n = row; n < row + kHeadSize; ++n) {
+        const double uniform = static_cast<double>(random_() >> 11) * 0x1p-53 - 0.5;
+        noisy.as<float>()[n] = x.as<float>()[n] + static_cast<float>(uniform) * most / 127;
+      }
+    }
+    return noisy;
+  }
+
+  std::mt19937_64 random_;
+};
+
 }  // namespace
 
+std::shared_ptr<Ops> make_noisy_kv_ops(uint64_t seed) { return std::make_shared<NoisyKvOps>(seed); }
 std::shared_ptr<Ops> make_noisy_ops(uint64_t seed) { return std::make_shared<NoisyOps>(seed); }
 
 }  // namespace rwkvx::test

@@ -15,18 +15,20 @@ struct Attention final : OpCase {
   int64_t heads, chunk_size, top_k;
   std::vector<int64_t> offsets, lengths;  // of each sequence
   DType dtype;
-  Attention(int64_t h, int64_t b, int64_t k, std::vector<int64_t> o, std::vector<int64_t> l, DType d)
-      : heads(h), chunk_size(b), top_k(k), offsets(std::move(o)), lengths(std::move(l)), dtype(d) {}
+  int64_t part;
+  Attention(int64_t h, int64_t b, int64_t k, std::vector<int64_t> o, std::vector<int64_t> l, DType d,
+            int64_t p = 0)
+      : heads(h), chunk_size(b), top_k(k), offsets(std::move(o)), lengths(std::move(l)), dtype(d), part(p) {}
   std::string describe() const override {
-    return fmt::format("chunk_attention H={} B={} top_k={} offsets {} lengths {} {}", heads, chunk_size,
-                       top_k, offsets, lengths, name(dtype));
+    return fmt::format("chunk_attention H={} B={} top_k={} offsets {} lengths {} {} parts {}", heads,
+                       chunk_size, top_k, offsets, lengths, name(dtype), part);
   }
   void run(Run& run) const override {
     const Shape all{offsets.back(), heads * N};
     std::list<KvPages> stores;
     std::vector<KvChunks> kv;
     for (size_t s = 0; s < lengths.size(); ++s) {
-      stores.push_back(KvPages::filled(run, std::to_string(s), heads, chunk_size, lengths[s], dtype));
+      stores.push_back(KvPages::filled(run, std::to_string(s), heads, chunk_size, lengths[s], dtype, part));
       kv.push_back(stores.back().at(lengths[s]));
     }
     ChunkAttention call;
@@ -68,6 +70,12 @@ Cases chunk_attention_cases(Precision precision) {
   add(2, 16, 50, {0, 40}, {100});  // all there are
   add(3, 16, 3, {0, 1, 2, 40, 47}, {65, 1, 70, 50});
   add(12, 64, 4, {0, 1, 2}, {300, 64});
+  for (const int64_t part : {1, 4, 8}) {
+    for (const int64_t rows : {1, 3, 20, 40}) {
+      cases.push_back(std::make_unique<Attention>(2, 16, 3, std::vector<int64_t>{0, rows},
+                                                  std::vector<int64_t>{rows + 150}, DType::f32, part));
+    }
+  }
   return cases;
 }
 

@@ -16,11 +16,12 @@ struct Append final : OpCase {
   int64_t heads, chunk_size, top_k;         // top_k 0: no attention
   std::vector<std::vector<int64_t>> calls;  // rows of each sequence, call by call; 0: not in it
   DType dtype;
-  Append(int64_t h, int64_t b, int64_t k, std::vector<std::vector<int64_t>> c, DType d)
-      : heads(h), chunk_size(b), top_k(k), calls(std::move(c)), dtype(d) {}
+  int64_t part;
+  Append(int64_t h, int64_t b, int64_t k, std::vector<std::vector<int64_t>> c, DType d, int64_t p = 0)
+      : heads(h), chunk_size(b), top_k(k), calls(std::move(c)), dtype(d), part(p) {}
   std::string describe() const override {
-    return fmt::format("kv_append H={} B={} top_k={} calls {} {}", heads, chunk_size, top_k, calls,
-                       name(dtype));
+    return fmt::format("kv_append H={} B={} top_k={} calls {} {} parts {}", heads, chunk_size, top_k, calls,
+                       name(dtype), part);
   }
   void run(Run& run) const override {
     const size_t sequences = calls[0].size();
@@ -34,7 +35,7 @@ struct Append final : OpCase {
     for (size_t s = 0; s < sequences; ++s) {
       const Shape all{totals[s], heads * N};
       const auto named = [&](const char* what) { return fmt::format("{}{}", what, s); };
-      stores.push_back(KvPages::empty(run, named("sequence "), heads, chunk_size, totals[s], dtype));
+      stores.push_back(KvPages::empty(run, named("sequence "), heads, chunk_size, totals[s], dtype, part));
       // Key sums are exact too, so that both choose the same chunks.
       k.push_back(run.input(named("k"), kReal, all, grid(0.125, 2)));
       v.push_back(run.input(named("v"), kReal, all, normal()));
@@ -100,13 +101,15 @@ struct Append final : OpCase {
 struct Keep final : OpCase {
   int64_t heads, chunk_size, length, kept;
   DType dtype;
-  Keep(int64_t h, int64_t b, int64_t l, int64_t k, DType d)
-      : heads(h), chunk_size(b), length(l), kept(k), dtype(d) {}
+  int64_t part;
+  Keep(int64_t h, int64_t b, int64_t l, int64_t k, DType d, int64_t p)
+      : heads(h), chunk_size(b), length(l), kept(k), dtype(d), part(p) {}
   std::string describe() const override {
-    return fmt::format("kv_keep H={} B={} {} of {} {}", heads, chunk_size, kept, length, name(dtype));
+    return fmt::format("kv_keep H={} B={} {} of {} {} parts {}", heads, chunk_size, kept, length, name(dtype),
+                       part);
   }
   void run(Run& run) const override {
-    const KvPages pages = KvPages::changing(run, "kv", heads, chunk_size, length, dtype);
+    const KvPages pages = KvPages::changing(run, "kv", heads, chunk_size, length, dtype, part);
     // Of the tokens that are left, so many must still be taken: selection sampling.
     const Values which = [=, this, at = int64_t{0}, next = int64_t{0}](Random& random) mutable {
       if (at % kept == 0) next = 0;
@@ -159,6 +162,8 @@ Cases kv_append_cases(Precision) {
                                      {31, 1}, {1, 1}, {1, 15}, {60, 1}, {1, 0}, {1, 20}, {2, 64}, {3, 1}},
                                  dtype));
     cases.push_back(std::make_unique<Append>(
+        2, 16, 3, std::vector<std::vector<int64_t>>{{31}, {1}, {1}, {60}, {1}, {1}, {2}}, dtype, 4));
+    cases.push_back(std::make_unique<Append>(
         1, 64, 4, std::vector<std::vector<int64_t>>{{200}, {1}, {55}, {1}, {70}, {1}, {190}}, dtype));
   }
   return cases;
@@ -169,7 +174,9 @@ Cases kv_keep_cases(Precision) {
   for (const DType dtype : {DType::f32, DType::bf16, DType::i8}) {
     for (const auto& [length, kept] :
          std::vector<std::pair<int64_t, int64_t>>{{100, 60}, {64, 64}, {33, 1}, {48, 47}}) {
-      cases.push_back(std::make_unique<Keep>(3, 16, length, kept, dtype));
+      for (const int64_t part : {0, 8}) {
+        cases.push_back(std::make_unique<Keep>(3, 16, length, kept, dtype, part));
+      }
     }
   }
   return cases;

@@ -42,30 +42,38 @@ void KvPages::add(Run& run, const std::string& name, int64_t heads, int64_t begi
 }
 
 KvPages KvPages::filled(Run& run, const std::string& name, int64_t heads, int64_t chunk_size, int64_t length,
-                        DType dtype) {
-  KvPages pages{{}, {}, {}, {}, {}, chunk_size, dtype};
+                        DType dtype, int64_t part) {
+  KvPages pages{{}, {}, {}, {}, {}, {}, chunk_size, dtype, part};
   for (int64_t begin = 0; begin < length; begin += chunk_size) {
     pages.add(run, name, heads, begin, false, normal(), normal(), length - begin);
     pages.sums.push_back(const_cast<void*>(
         run.input(fmt::format("sums {} of {}", begin, name), kReal, {heads, N}, grid(0.5, 8)).data()));
+    if (part == 0) continue;
+    pages.part_sums.push_back(const_cast<void*>(run.input(fmt::format("part sums {} of {}", begin, name),
+                                                          kReal, {heads, chunk_size / part, N}, grid(0.5, 8))
+                                                    .data()));
   }
   return pages;
 }
 
 KvPages KvPages::changing(Run& run, const std::string& name, int64_t heads, int64_t chunk_size,
-                          int64_t length, DType dtype) {
-  KvPages pages{{}, {}, {}, {}, {}, chunk_size, dtype};
+                          int64_t length, DType dtype, int64_t part) {
+  KvPages pages{{}, {}, {}, {}, {}, {}, chunk_size, dtype, part};
   const Values old = [](Random&) { return 1e30; };
   for (int64_t begin = 0; begin < length; begin += chunk_size) {
     pages.add(run, name, heads, begin, true, grid(0.125, 2), normal(), chunk_size);
     pages.sums.push_back(run.inout(fmt::format("sums {} of {}", begin, name), kReal, {heads, N}, old).data());
+    if (part == 0) continue;
+    pages.part_sums.push_back(run.inout(fmt::format("sums of parts {} of {}", begin, name), kReal,
+                                        {heads, chunk_size / part, N}, old)
+                                  .data());
   }
   return pages;
 }
 
 KvPages KvPages::empty(Run& run, const std::string& name, int64_t heads, int64_t chunk_size, int64_t capacity,
-                       DType dtype) {
-  KvPages pages{{}, {}, {}, {}, {}, chunk_size, dtype};
+                       DType dtype, int64_t part) {
+  KvPages pages{{}, {}, {}, {}, {}, {}, chunk_size, dtype, part};
   const Values zero = [](Random&) { return 0.0; }, old = [](Random&) { return 1e30; };
   for (int64_t begin = 0; begin < capacity; begin += chunk_size) {
     const auto page = [&](const char* what, Type type, Shape shape, const Values& values) {
@@ -74,6 +82,7 @@ KvPages KvPages::empty(Run& run, const std::string& name, int64_t heads, int64_t
     pages.keys.push_back(page("keys", fixed(dtype), {heads, chunk_size, N}, zero));
     pages.values.push_back(page("values", fixed(dtype), {heads, chunk_size, N}, zero));
     pages.sums.push_back(page("sums", kReal, {heads, N}, old));  // a reused page: not zeroed
+    if (part > 0) pages.part_sums.push_back(page("sums of parts", kReal, {heads, chunk_size / part, N}, old));
     if (dtype != DType::i8) continue;
     for (auto* scales : {&pages.key_scales, &pages.value_scales}) {
       const char* what = scales == &pages.key_scales ? "key scales" : "value scales";
@@ -92,6 +101,8 @@ KvChunks KvPages::at(int64_t length) const {
   kv.keys = std::span(keys).first(chunks);
   kv.values = std::span(values).first(chunks);
   kv.key_sums = std::span(sums).first(chunks);
+  kv.part = part;
+  if (part > 0) kv.part_sums = std::span(part_sums).first(chunks);
   if (dtype == DType::i8) {
     kv.key_scales = std::span(key_scales).first(chunks);
     kv.value_scales = std::span(value_scales).first(chunks);

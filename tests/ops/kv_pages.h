@@ -6,21 +6,22 @@ namespace rwkvx::test {
 
 /// The pages of one sequence's keys and values as tensors of a run.
 struct KvPages {
-  std::vector<void*> keys, values, sums;
+  std::vector<void*> keys, values, sums, part_sums;
   std::vector<float*> key_scales, value_scales;  // i8 only
   int64_t chunk_size;
   DType dtype;
+  int64_t part = 0;
 
   /// Filled up to `length` tokens; behind them NaN (i8: in the scales), which must not be read. Key sums are
   /// drawn freely from a grid: with queries from a grid gates are exact in float32, and many are ties.
   static KvPages filled(Run& run, const std::string& name, int64_t heads, int64_t chunk_size, int64_t length,
-                        DType dtype);
+                        DType dtype, int64_t part = 0);
   /// Filled, to be written to: keys from a grid, so that sums are exact in float32, and no sums yet.
   static KvPages changing(Run& run, const std::string& name, int64_t heads, int64_t chunk_size,
-                          int64_t length, DType dtype);
+                          int64_t length, DType dtype, int64_t part = 0);
   /// Room for `capacity` tokens, to be written by kv_append.
   static KvPages empty(Run& run, const std::string& name, int64_t heads, int64_t chunk_size, int64_t capacity,
-                       DType dtype);
+                       DType dtype, int64_t part = 0);
 
   KvChunks at(int64_t length) const;
 

@@ -99,7 +99,7 @@ TEST_F(SessionTest, Reset) {
 
 TEST_F(SessionTest, LongPromptsPassInSegmentsWithProgress) {
   Session session(model_);
-  const auto t = tokens(4096 + 100);
+  const auto t = tokens(Session(model_).segment_rows() + 100);
   session.append(t);
   std::vector<std::pair<uint64_t, uint64_t>> reports;
   const auto logits =
@@ -112,7 +112,7 @@ TEST_F(SessionTest, LongPromptsPassInSegmentsWithProgress) {
 }
 
 TEST_F(SessionTest, StoppedPromptsStayUsable) {
-  const auto t = tokens(4096 + 100);
+  const auto t = tokens(Session(model_).segment_rows() + 100);
   const std::vector<float> wanted = expected(t);
   for (int stop_at = 0; stop_at < 3; ++stop_at) {
     SCOPED_TRACE(stop_at);

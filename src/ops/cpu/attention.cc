@@ -43,9 +43,12 @@ struct Head {
     const int64_t first = head * kv.chunk_size;
     return {static_cast<T*>(pages[c]) + first * N, Rows<T>::kScaled ? scales[c] + first : nullptr};
   }
-  const float* key_sums(int64_t chunk) const {
-    return static_cast<const float*>(kv.key_sums[static_cast<size_t>(chunk)]) + head * N;
+  /// Sums that gates are computed from: parts() rows of N.
+  const float* sums(int64_t chunk) const {
+    const auto& all = kv.part > 0 ? kv.part_sums : kv.key_sums;
+    return static_cast<const float*>(all[static_cast<size_t>(chunk)]) + head * parts() * N;
   }
+  int64_t parts() const { return kv.part > 0 ? kv.chunk_size / kv.part : 1; }
 };
 
 void load_query(const Head& head, int64_t row, QueryBlock& block, int64_t lane) {
@@ -122,8 +125,13 @@ HWY_INLINE void choose_many(const Head& head, const QueryBlock& block, int64_t l
   float* best_chunk = best + slots * stride;
   std::fill(best, best + slots * stride, -INFINITY);
   std::fill(best_chunk, best_chunk + slots * stride, -1.0f);
+  const int64_t parts = head.parts();
   for (int64_t j = 0; j < own; ++j) {
-    const auto gates = partial_gates<kVectors, 0, 1>(block.q, head.key_sums(j));
+    auto gates = partial_gates<kVectors, 0, 1>(block.q, head.sums(j));
+    for (int64_t part = 1; part < parts; ++part) {
+      const auto other = partial_gates<kVectors, 0, 1>(block.q, head.sums(j) + part * N);
+      RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) gates.of[v] = hn::Max(gates.of[v], other.of[v]);
+    }
     RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
       insert(gates.of[v], set(static_cast<float>(j)), slots, stride, best + v * kLanes,
              best_chunk + v * kLanes);
@@ -138,14 +146,17 @@ HWY_INLINE void choose_many(const Head& head, const QueryBlock& block, int64_t l
 
 HWY_INLINE void choose_one(const Head& head, int64_t row, int64_t own, int32_t* chosen,
                            AttentionScratch& scratch) {
-  const int64_t slots = head.chosen_chunks;
+  const int64_t slots = head.chosen_chunks, parts = head.parts();
   float* best = scratch.best.take<float>(slots);
   std::fill(best, best + slots, -INFINITY);
   for (int64_t j = 0; j < own; ++j) {
     constexpr int64_t kAhead = 8;  // the sums of other chunks lie elsewhere
-    const float* later = head.key_sums(std::min(j + kAhead, own - 1));
-    for (int64_t n = 0; n < N; n += 16) hwy::Prefetch(later + n);
-    const float gate = gate_of(head.query(row), head.key_sums(j));
+    const float* later = head.sums(std::min(j + kAhead, own - 1));
+    for (int64_t n = 0; n < parts * N; n += 16) hwy::Prefetch(later + n);
+    const float* sums = head.sums(j);
+    float gate = gate_of(head.query(row), sums);
+    for (int64_t part = 1; part < parts; ++part)
+      gate = std::max(gate, gate_of(head.query(row), sums + part * N));
     if (!(gate > best[slots - 1])) continue;
     int64_t slot = slots - 1;
     for (; slot > 0 && gate > best[slot - 1]; --slot) {
@@ -255,7 +266,7 @@ HWY_INLINE void attend_own(const Head& head, int64_t row, int64_t lanes, QueryBl
     block.positions[lane] = static_cast<float>(slot + std::min(lane, lanes - 1));
   }
   block.clear();
-  attend_page<true>(block, keys, values, slot + lanes);
+  attend_page<true, kQueryVectors>(block, keys, values, slot + lanes);
   for (int64_t lane = 0; lane < lanes; ++lane) merge(block, lane, softmax[row - head.begin + lane]);
 }
 
@@ -297,7 +308,11 @@ HWY_INLINE void attend_chosen(const Head& head, QueryBlock& block, Softmax* soft
         load_query(head, head.begin + requests[begin + std::min(lane, lanes - 1)], block, lane);
       }
       block.clear();
-      attend_page<false>(block, keys, values, head.kv.chunk_size);
+      if (lanes <= kLanes) {
+        attend_page<false, 1>(block, keys, values, head.kv.chunk_size);
+      } else {
+        attend_page<false, kQueryVectors>(block, keys, values, head.kv.chunk_size);
+      }
       for (int64_t lane = 0; lane < lanes; ++lane) merge(block, lane, softmax[requests[begin + lane]]);
     }
     begin = counts[c];

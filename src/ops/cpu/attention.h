@@ -16,9 +16,9 @@ struct AttentionTask {
   int64_t begin, end;  ///< rows
 };
 
-/// Rows of a task at most: their running softmaxes stay in the second-level cache, and there are enough of
-/// them that a chunk is chosen by several.
-inline constexpr int64_t kMostTaskRows = 2048;
+/// Rows of a task at most. The more there are, the more of them choose the same chunk and share its keys;
+/// what limits them is the running softmaxes' memory.
+inline constexpr int64_t kMostTaskRows = 8192;
 
 /// Running softmax of one query over the keys seen so far: the values' sum weighted with e^(score − highest),
 /// and the sum of the weights. Sums over different keys merge exactly.

@@ -107,11 +107,11 @@ struct QueryBlock {
 };
 
 /// Keys first .. first + count ≤ kKeyBlock (float32 [count, N]) join the softmaxes. With kCausal a query sees
-/// those up to its position; the first block of all must have one for each query.
-template <bool kCausal>
+/// those up to its position; the first block of all must have one for each query. Only the first kV vectors
+/// of queries are there.
+template <bool kCausal, int kV>
 HWY_INLINE void attend_block(QueryBlock& block, const float* keys, const float* values, int64_t first,
                              int64_t count) {
-  constexpr int kV = kQueryVectors;
   V highest[kV], before[kV], total[kV], position[kV];
   RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
     before[v] = highest[v] = load(block.highest + v * kLanes);
@@ -173,14 +173,14 @@ HWY_INLINE void attend_block(QueryBlock& block, const float* keys, const float* 
   }
 }
 
-/// Keys 0 .. count of a page join the softmaxes of the block.
-template <bool kCausal, typename T>
+/// Keys 0 .. count of a page join the softmaxes of the block's first kV vectors of queries.
+template <bool kCausal, int kV, typename T>
 HWY_INLINE void attend_page(QueryBlock& block, const Rows<T>& keys, const Rows<T>& values, int64_t count) {
   HWY_ALIGN float key_block[kKeyBlock * kHeadSize], value_block[kKeyBlock * kHeadSize];
   for (int64_t first = 0; first < count; first += kKeyBlock) {
     const int64_t here = std::min(kKeyBlock, count - first);
-    attend_block<kCausal>(block, keys.from(first).widened(here, key_block),
-                          values.from(first).widened(here, value_block), first, here);
+    attend_block<kCausal, kV>(block, keys.from(first).widened(here, key_block),
+                              values.from(first).widened(here, value_block), first, here);
   }
 }
 

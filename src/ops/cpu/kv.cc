@@ -64,13 +64,19 @@ struct HeadPages {
   }
   HWY_INLINE PageRows<T> keys(int64_t chunk) const { return rows(kv.keys, kv.key_scales, chunk); }
   HWY_INLINE PageRows<T> values(int64_t chunk) const { return rows(kv.values, kv.value_scales, chunk); }
-  /// The chunk's key sums take the key in `slot`.
+  /// The sums take the key in `slot`.
   HWY_INLINE void add_key(const PageRows<T>& keys, int64_t chunk, int64_t slot) const {
-    float* sums = static_cast<float*>(kv.key_sums[static_cast<size_t>(chunk)]) + head * N;
-    RWKVX_UNROLL for (int64_t n = 0; n < N; n += kLanes) {
-      const V key = keys.at(slot, n);
-      store(slot == 0 ? key : hn::Add(load(sums + n), key), sums + n);
-    }
+    const auto c = static_cast<size_t>(chunk);
+    const auto add = [&](float* sums, bool first) {
+      RWKVX_UNROLL for (int64_t n = 0; n < N; n += kLanes) {
+        const V key = keys.at(slot, n);
+        store(first ? key : hn::Add(load(sums + n), key), sums + n);
+      }
+    };
+    add(static_cast<float*>(kv.key_sums[c]) + head * N, slot == 0);
+    if (kv.part == 0) return;
+    const int64_t row = head * (kv.chunk_size / kv.part) + slot / kv.part;
+    add(static_cast<float*>(kv.part_sums[c]) + row * N, slot % kv.part == 0);
   }
 };
 

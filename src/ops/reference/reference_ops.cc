@@ -249,14 +249,20 @@ class ReferenceOps final : public Ops {
     }
   }
 
-  /// The chunk's key sums take the key that was just stored.
+  /// The sums take the key that was just stored.
   void add_key(const KvChunks& kv, int64_t h, int64_t position) const {
-    void* sums = kv.key_sums[static_cast<size_t>(position / kv.chunk_size)];
-    for (int64_t n = 0; n < kHeadSize; ++n) {
-      const int64_t c = h * kHeadSize + n;
-      const double before = position % kv.chunk_size == 0 ? 0 : load(sums, real(), c);
-      store(sums, real(), c, before + reference::kv_at(kv, reference::Part::keys, h, position, n));
-    }
+    const auto chunk = static_cast<size_t>(position / kv.chunk_size);
+    const int64_t slot = position % kv.chunk_size;
+    const auto add = [&](void* sums, int64_t row, bool first) {
+      for (int64_t n = 0; n < kHeadSize; ++n) {
+        const int64_t i = row * kHeadSize + n;
+        const double before = first ? 0 : load(sums, real(), i);
+        store(sums, real(), i, before + reference::kv_at(kv, reference::Part::keys, h, position, n));
+      }
+    };
+    add(kv.key_sums[chunk], h, slot == 0);
+    if (kv.part == 0) return;
+    add(kv.part_sums[chunk], h * (kv.chunk_size / kv.part) + slot / kv.part, slot % kv.part == 0);
   }
 
   /// q·k / √N of row t and a stored token.
@@ -273,9 +279,15 @@ class ReferenceOps final : public Ops {
     const int64_t B = kv.chunk_size, own = position / B;
     std::vector<std::pair<double, int64_t>> gates;  // (−gate, chunk): sorts by gate, then by chunk
     for (int64_t j = 0; j < own; ++j) {
-      double gate = 0;
-      for (int64_t n = 0; n < N; ++n) {
-        gate += at(op.q, t, h * N + n) * load(kv.key_sums[static_cast<size_t>(j)], real(), h * N + n);
+      double gate = -INFINITY;
+      const int64_t parts = kv.part > 0 ? B / kv.part : 1;
+      const void* sums = (kv.part > 0 ? kv.part_sums : kv.key_sums)[static_cast<size_t>(j)];
+      for (int64_t part = 0; part < parts; ++part) {
+        double product = 0;
+        for (int64_t n = 0; n < N; ++n) {
+          product += at(op.q, t, h * N + n) * load(sums, real(), (h * parts + part) * N + n);
+        }
+        gate = std::max(gate, product);
       }
       gates.emplace_back(-gate / static_cast<double>(B), j);
     }

@@ -1,0 +1,116 @@
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "cli/options.h"
+#include "cli/terminal.h"
+#include "evaluation/grid.h"
+#include "evaluation/long_speed.h"
+
+namespace rwkvx::cli {
+namespace {
+
+struct BenchOptions {
+  RunOptions run;
+  bool long_context = false, json = false;
+  std::string lengths = "1k..128k";
+  int64_t decode = 128, context = 0, prefill = 512;
+};
+
+nlohmann::ordered_json to_json(const LongSpeed& s) {
+  const double seconds = s.decode_quantile(0.5) / 1e3;
+  return {{"context", s.context},
+          {"prefill_tokens", s.prefilled},
+          {"prefill_tokens_per_second", s.prefill_tokens_per_second()},
+          {"decode_tokens", s.decode_ms.size()},
+          {"decode_tokens_per_second", 1 / seconds},
+          {"decode_ms_median", s.decode_quantile(0.5)},
+          {"decode_ms_p99", s.decode_quantile(0.99)},
+          {"decode_ms_worst", s.decode_quantile(1)},
+          {"decode_gigabytes_per_second",
+           1e-9 * static_cast<double>(s.weight_bytes + s.selected_bytes) / seconds},
+          {"weight_bytes", s.weight_bytes},
+          {"selected_kv_bytes", s.selected_bytes},
+          {"resident_bytes", s.resident_bytes},
+          {"kv_bytes", s.kv_bytes},
+          {"kv_file_bytes", s.file_bytes}};
+}
+
+void run(const BenchOptions& o) {
+  const std::vector<int64_t> lengths =
+      o.long_context ? parse_lengths(o.lengths) : std::vector<int64_t>{o.context > 0 ? o.context : o.prefill};
+  const auto model = load_model(o.run.model_options());
+  const KvOptions& kv = model->kv_options();
+  nlohmann::ordered_json out = {{"model", o.run.model},
+                                {"backend", model->ops().name()},
+                                {"precision", name(model->ops().precision())},
+                                {"threads", o.run.threads},
+                                {"chunk_size", model->config().chunk_size},
+                                {"chunk_top_k", model->config().top_k},
+                                {"kv", kv.policy_text()},
+                                {"kv_dtype", kv.dtype ? name(*kv.dtype) : "as computed"},
+                                {"select", kv.selection_text()}};
+  watch_interrupt();
+  ProgressBar bar("prefill", "tokens");
+  if (!o.json) {
+    print(fmt::format("{}, --kv {} --select {}, {} on {}\n", Path(o.run.model).filename().string(),
+                      kv.policy_text(), kv.selection_text(), name(model->ops().precision()),
+                      model->ops().name()));
+    print(fmt::format("{:>9} {:>12} {:>10} {:>8} {:>8} {:>7} {:>10} {:>10} {:>10}\n", "context",
+                      "prefill t/s", "decode ms", "p99", "worst", "GB/s", "resident", "KV", "on disk"));
+  }
+  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  bool stopped = false;
+  try {
+    measure_long_speed(
+        model, lengths, o.decode,
+        [&](const LongSpeed& s) {
+          const nlohmann::ordered_json row = to_json(s);
+          rows.push_back(row);
+          bar.clear();
+          if (o.json) return;
+          print(fmt::format("{:>9} {:>12.1f} {:>10.3f} {:>8.3f} {:>8.3f} {:>7.1f} {:>10} {:>10} {:>10}\n",
+                            length_label(s.context), s.prefill_tokens_per_second(), s.decode_quantile(0.5),
+                            s.decode_quantile(0.99), s.decode_quantile(1),
+                            row["decode_gigabytes_per_second"].get<double>(), human_bytes(s.resident_bytes),
+                            human_bytes(s.kv_bytes), human_bytes(s.file_bytes)));
+        },
+        bar.callback());
+  } catch (const Interrupted&) {
+    stopped = true;  // what was measured is printed
+  }
+  bar.clear();
+  if (o.json) {
+    if (o.long_context) {
+      out["lengths"] = rows;
+    } else if (!rows.empty()) {
+      out.update(rows[0]);
+    }
+    print(out.dump(2) + "\n");
+  }
+  if (stopped) throw Interrupted{};
+}
+
+}  // namespace
+
+void add_bench(CLI::App& app) {
+  auto* command = app.add_subcommand(
+      "bench", "Measure speed and memory with random tokens: prefill, then decoding token by token");
+  auto o = std::make_shared<BenchOptions>();
+  add_model_argument(*command, o->run);
+  command->add_flag("--long", o->long_context, "A table over context lengths");
+  command->add_option("--lengths", o->lengths, "Of --long: a list, or a doubling range such as 1k..1m")
+      ->capture_default_str();
+  command->add_option("--prefill", o->prefill, "Tokens to read")
+      ->check(CLI::Range(int64_t{1}, kMostTokens))
+      ->capture_default_str();
+  command->add_option("--context", o->context, "Decode after so many tokens (default: after --prefill)")
+      ->check(CLI::Range(int64_t{1}, kMostTokens));
+  command->add_option("--decode", o->decode, "Tokens to decode, at each length")
+      ->check(CLI::Range(int64_t{1}, kMostTokens))
+      ->capture_default_str();
+  command->add_flag("--json", o->json, "Print one JSON object");
+  add_run_options(*command, o->run, "bf16");
+  command->callback([o] { run(*o); });
+}
+
+}  // namespace rwkvx::cli
