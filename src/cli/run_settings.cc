@@ -17,7 +17,7 @@ nlohmann::ordered_json run_settings(const RunOptions& options, const Model& mode
     out["top_k"] = model.config().top_k;
     const KvOptions& kv = model.kv_options();
     out["kv"] =
-        kv.policy == KvPolicy::disk ? std::string(name(kv.policy)) : kv.text();  // whatever its folder
+        kv.policy == KvPolicy::disk ? std::string(name(kv.policy)) : kv.policy_text();  // whatever its folder
     out["selection"] = kv.selection_text();
     out["kv_dtype"] = name(kv.dtype.value_or(model.ops().active()));
   }
@@ -29,7 +29,7 @@ std::string attention_label(const Model& model) {
   const KvOptions& kv = model.kv_options();
   std::string out = fmt::format("chunk {}, top-k {}", model.config().chunk_size, model.config().top_k);
   if (kv.selection != Selection::mean) out += ", selection " + kv.selection_text();
-  if (kv.policy == KvPolicy::bounded) out += ", " + kv.text();
+  if (kv.policy == KvPolicy::bounded) out += ", " + kv.policy_text();
   if (kv.dtype) out += fmt::format(", {} keys and values", name(*kv.dtype));
   return out;
 }
