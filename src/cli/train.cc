@@ -73,6 +73,7 @@ void draw_losses(const RunFolder& folder) {
     add(smoothed, "smoothed_loss");
     add(held_out, "held_out_loss");
   }
+  if (loss.x.empty()) return;
   LineChart chart;
   chart.title = "Loss";
   chart.subtitle = folder.path().filename().string();
@@ -105,7 +106,7 @@ void run(const TrainFlags& flags) {
   StepLine line;
   const Trainer::End end =
       trainer->run([&](const StepReport& r) { line.show(r); }, [] { return interrupted().load(); });
-  if (end == Trainer::End::finished) draw_losses(folder);
+  draw_losses(folder);
   fmt::print(stderr, "{}rwkvx: {}; the model is {}\n", ::isatty(STDERR_FILENO) != 0 ? "\r\033[K" : "",
              end == Trainer::End::finished
                  ? "done"
