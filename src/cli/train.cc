@@ -73,6 +73,7 @@ void draw_losses(const RunFolder& folder) {
     add(smoothed, "smoothed_loss");
     add(held_out, "held_out_loss");
   }
+  if (loss.x.empty()) return;
   LineChart chart;
   chart.title = "Loss";
   chart.subtitle = folder.path().filename().string();
@@ -105,7 +106,7 @@ void run(const TrainFlags& flags) {
   StepLine line;
   const Trainer::End end =
       trainer->run([&](const StepReport& r) { line.show(r); }, [] { return interrupted().load(); });
-  if (end == Trainer::End::finished) draw_losses(folder);
+  draw_losses(folder);
   fmt::print(stderr, "{}rwkvx: {}; the model is {}\n", ::isatty(STDERR_FILENO) != 0 ? "\r\033[K" : "",
              end == Trainer::End::finished
                  ? "done"
@@ -127,17 +128,17 @@ void add_train(CLI::App& app) {
       ->add_option("--config", flags->file,
                    "JSON file of settings, named as the flags below; flags win over it")
       ->check(CLI::ExistingFile);
-  TrainConfig::for_each_setting(flags->config,
-                                [&](const char* name, auto& member, const char* group, const char* help) {
-                                  const std::string flag = std::string("--") + name;
-                                  CLI::Option* option = nullptr;
-                                  if constexpr (std::is_same_v<std::decay_t<decltype(member)>, bool>) {
-                                    option = command->add_flag(flag, member, help);
-                                  } else {
-                                    option = command->add_option(flag, member, help)->capture_default_str();
-                                  }
-                                  option->group(group);
-                                });
+  TrainConfig::for_each_setting(
+      flags->config, [&](const char* name, auto& member, const char* group, const char* help) {
+        const std::string flag = std::string("--") + name;
+        CLI::Option* option = nullptr;
+        if constexpr (std::is_same_v<std::decay_t<decltype(member)>, bool>) {
+          option = command->add_flag(flag, member, help);
+        } else {
+          option = command->add_option(flag, member, help)->capture_default_str()->take_last();
+        }
+        option->group(group);
+      });
   command->callback([flags, command] {
     flags->given = [&](const char* name) { return command->count(std::string("--") + name) > 0; };
     run(*flags);
