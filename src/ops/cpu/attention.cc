@@ -176,8 +176,8 @@ HWY_INLINE void choose_one(const Head& head, int64_t row, int64_t own, int32_t* 
   }
 }
 
-HWY_INLINE void choose(const Head& head, const QueryBlock& block, int64_t row, int64_t lanes, int64_t own,
-                       AttentionScratch& scratch) {
+void choose(const Head& head, const QueryBlock& block, int64_t row, int64_t lanes, int64_t own,
+            AttentionScratch& scratch) {
   const int64_t slots = head.chosen_chunks;
   auto* chosen = scratch.chosen.take<int32_t>(0) + (row - head.begin) * slots;
   std::fill(chosen, chosen + lanes * slots, -1);

@@ -76,8 +76,8 @@ struct GradientBlock {
 /// Keys first .. first + count ≤ kKeyBlock of a page (float32 [count, N]) send their parts to dk and dv,
 /// whose rows are `width` apart, and to the block's dq. kV: vectors of queries in use.
 template <bool kCausal, int kV>
-HWY_INLINE void attend_block_backward(GradientBlock& block, const float* keys, const float* values,
-                                      int64_t first, int64_t count, float* dk, float* dv, int64_t width) {
+void attend_block_backward(GradientBlock& block, const float* keys, const float* values, int64_t first,
+                           int64_t count, float* dk, float* dv, int64_t width) {
   V lse[kV], delta[kV], position[kV];
   RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
     lse[v] = load(block.lse + v * kLanes);

@@ -110,8 +110,7 @@ struct QueryBlock {
 /// those up to its position; the first block of all must have one for each query. Only the first kV vectors
 /// of queries are there.
 template <bool kCausal, int kV>
-HWY_INLINE void attend_block(QueryBlock& block, const float* keys, const float* values, int64_t first,
-                             int64_t count) {
+void attend_block(QueryBlock& block, const float* keys, const float* values, int64_t first, int64_t count) {
   V highest[kV], before[kV], total[kV], position[kV];
   RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
     before[v] = highest[v] = load(block.highest + v * kLanes);
