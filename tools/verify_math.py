@@ -423,6 +423,11 @@ def check_losses():
     dz[torch.arange(R), target] -= 1
     dz *= weight[:, None] / R
     compare('losses.md', 'weighted cross entropy backward', [('z', dz, autograd(loss, None, z)[0])])
+    drift = 0.5e-4 * (z.max(-1).values ** 2).mean()
+    dz = torch.zeros_like(Z)
+    top, at = Z.max(-1)
+    dz[torch.arange(R), at] = 1e-4 / R * top
+    compare('losses.md', 'L2Wrap', [('z', dz, autograd(drift, None, z)[0])])
 
 
 if __name__ == '__main__':

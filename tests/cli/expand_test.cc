@@ -42,8 +42,9 @@ TEST_F(ExpandProgramTest, Errors) {
                {source, "--sparse-blocks", "2"});
   expect_error(run_program({"expand", source, source, "--sparse-blocks", "1"}), 2, {"input"});
   ASSERT_EQ(run_program({"expand", source, file("out.safetensors"), "--sparse-blocks", "1"}).code, 0);
-  expect_error(run_program({"expand", file("out.safetensors"), file("again.safetensors"), "--sparse-blocks", "1"}), 1,
-               {file("out.safetensors"), "already"});
+  expect_error(
+      run_program({"expand", file("out.safetensors"), file("again.safetensors"), "--sparse-blocks", "1"}), 1,
+      {file("out.safetensors"), "already"});
 }
 
 }  // namespace

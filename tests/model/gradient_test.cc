@@ -1,12 +1,16 @@
 // Losses, LongCE weights and every gradient, against numbers from PyTorch and against each other.
 #include <fmt/format.h>
+#include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cmath>
 #include <iostream>
 
+#include "base/error.h"
 #include "model/support.h"
 #include "model/tensor_file.h"
 #include "model/training_model.h"
+#include "ops/training.h"
 #include "tensor/convert.h"
 
 namespace rwkvx {
@@ -116,6 +120,210 @@ INSTANTIATE_TEST_SUITE_P(Goldens, GoldenGradientTest,
                          [](const auto& test) {
                            return std::string(std::get<0>(test.param)) + "_" + std::get<1>(test.param);
                          });
+
+/// All gradients, in order.
+std::vector<float> gradients_of(const Parameters& parameters) {
+  std::vector<float> all;
+  for (const Parameters::Tensor& tensor : parameters.tensors()) {
+    if (!tensor.gradient) continue;
+    const std::vector<float> one = host(tensor.gradient);
+    all.insert(all.end(), one.begin(), one.end());
+  }
+  return all;
+}
+
+class TrainingModelTest : public testing::Test {
+ protected:
+  std::vector<float> gradients(const TrainingOptions& options, const Parameters::Choice& trainable = {}) {
+    Parameters parameters(golden_.checkpoint->config, *ops_, trainable);
+    parameters.load(*golden_.checkpoint);
+    result_ = TrainingModel(parameters).forward_backward(golden_.batch(), options);
+    return gradients_of(parameters);
+  }
+
+  const TrainingGolden golden_{"rwkvx"};
+  const std::shared_ptr<Ops> ops_ = make_ops({"cpu", Precision::f32, 2});
+  TrainingResult result_;
+};
+
+TEST_F(TrainingModelTest, RunningForwardAgainChangesNothing) {
+  TrainingOptions options;
+  const std::vector<float> kept = gradients(options);
+  for (const uint64_t bytes : {uint64_t{0}, uint64_t{4} << 20}) {  // no block, some blocks
+    options.activation_bytes = bytes;
+    EXPECT_TRUE(distance(gradients(options), kept).bitwise) << bytes;
+  }
+}
+
+TEST_F(TrainingModelTest, FrozenTensorsHaveNoGradientAndTheOthersTheSame) {
+  for (const char* part : {"moba.", "head.", "blocks.1.", "att.w", "emb."}) {
+    const Parameters::Choice chosen = [&](const TensorSpec& spec) {
+      return spec.name.find(part) != std::string::npos;
+    };
+    Parameters all(golden_.checkpoint->config, *ops_), some(golden_.checkpoint->config, *ops_, chosen);
+    for (Parameters* parameters : {&all, &some}) {
+      parameters->load(*golden_.checkpoint);
+      TrainingModel(*parameters).forward_backward(golden_.batch(), {});
+    }
+    int compared = 0;
+    for (const Parameters::Tensor& tensor : all.tensors()) {
+      const View gradient = some.find(tensor.spec.name)->gradient;
+      ASSERT_EQ(static_cast<bool>(gradient), chosen(tensor.spec)) << tensor.spec.name;
+      if (!gradient) continue;
+      ++compared;
+      EXPECT_LE(distance(host(gradient), host(tensor.gradient)).rms, 1e-6) << tensor.spec.name;
+    }
+    EXPECT_GT(compared, 0) << part;
+  }
+}
+
+TEST_F(TrainingModelTest, SequencesAddUp) {
+  const std::vector<float> together = gradients({});
+  Parameters parameters(golden_.checkpoint->config, *ops_);
+  parameters.load(*golden_.checkpoint);
+  TrainingModel model(parameters);
+  TrainingOptions options;
+  options.divisor = static_cast<double>(golden_.tokens.size());
+  double loss = 0;
+  for (size_t s = 0; s + 1 < golden_.offsets.size(); ++s) {
+    const auto first = static_cast<size_t>(golden_.offsets[s]),
+               count = static_cast<size_t>(golden_.offsets[s + 1]) - first;
+    const std::vector<int64_t> offsets{0, static_cast<int64_t>(count)};
+    loss += model
+                .forward_backward({.tokens = std::span(golden_.tokens).subspan(first, count),
+                                   .targets = std::span(golden_.targets).subspan(first, count),
+                                   .offsets = offsets},
+                                  options)
+                .loss;
+  }
+  EXPECT_NEAR(loss, result_.loss, 1e-6);
+  EXPECT_LE(distance(gradients_of(parameters), together).rms, 1e-6);
+}
+
+/// The gate's gradient is λ times something, and is the only one that changes at its own block.
+TEST_F(TrainingModelTest, GateLossIsAddedToTheSparseBlocks) {
+  const auto last_sparse = [](const TensorSpec& spec) {
+    return spec.name == "moba.0.att.receptance.weight" || spec.name == "moba.0.att.key.weight";
+  };
+  TrainingOptions options;
+  options.gate.samples = 40;
+  std::vector<std::vector<float>> at;
+  for (const float weight : {0.0f, 0.5f, 1.0f}) {
+    options.gate.weight = weight;
+    at.push_back(gradients(options, last_sparse));
+    if (weight > 0) {
+      EXPECT_GT(result_.gate_loss, 0);
+    } else {
+      EXPECT_EQ(result_.gate_loss, 0);
+    }
+    EXPECT_GE(result_.gate_hits, 0);
+    EXPECT_LE(result_.gate_hits, 1);
+  }
+  std::vector<float> half, whole;
+  for (size_t i = 0; i < at[0].size(); ++i) {
+    half.push_back(2 * (at[1][i] - at[0][i]));
+    whole.push_back(at[2][i] - at[0][i]);
+  }
+  EXPECT_LE(distance(half, whole).rms, 1e-4);
+  EXPECT_GT(distance(at[2], at[0]).rms, 1e-3);
+}
+
+TEST_F(TrainingModelTest, WrongTokensAreNamed) {
+  Parameters parameters(golden_.checkpoint->config, *ops_);
+  TrainingModel model(parameters);
+  std::vector<int32_t> tokens = golden_.tokens;
+  tokens[7] = 160;
+  TrainingBatch batch = golden_.batch();
+  batch.tokens = tokens;
+  EXPECT_THAT([&] { model.losses(batch); }, testing::ThrowsMessage<Error>(testing::AllOf(
+                                                testing::HasSubstr("160"), testing::HasSubstr("row 7"))));
+}
+
+/// Weighted losses, rows without a target, and state resets, in float64 against difference quotients.
+TEST(TrainingModelDifferences, MasksWeightsAndResets) {
+  const test::TemporaryFolder folder;
+  test::small_model(2, 1).write(folder / "model.safetensors");
+  const auto checkpoint = open_checkpoint(folder / "model.safetensors", {4, 2});
+  const std::shared_ptr<Ops> ops = make_ops({"reference", Precision::f64, 1});
+  Parameters parameters(checkpoint->config, *ops);
+  parameters.load(*checkpoint);
+  TrainingModel model(parameters);
+  constexpr size_t kRows = 11;
+  const std::vector<int32_t> tokens = test::random_tokens(kRows, 256, 1);
+  std::vector<int32_t> targets = test::random_tokens(kRows, 256, 2);
+  targets[2] = -1;
+  std::vector<float> weights(kRows, 1.0f);
+  weights[5] = 3;
+  weights[9] = 0.25f;
+  std::vector<uint8_t> resets(kRows, 0);
+  resets[4] = resets[8] = 1;
+  const std::vector<int64_t> offsets{0, 2, kRows};
+  const TrainingBatch batch{tokens, targets, offsets, weights, resets};
+  TrainingOptions options;
+  options.l2wrap = 0;
+  model.forward_backward(batch, options);
+
+  // Resets matter: the loss is another one without it.
+  TrainingBatch without = batch;
+  without.resets = {};
+  EXPECT_GT(distance(model.losses(without), model.losses(batch)).max, 1e-4);
+
+  const auto loss = [&] {
+    const std::vector<float> losses = model.losses(batch);
+    double sum = 0;
+    for (size_t i = 0; i < kRows; ++i)
+      sum += static_cast<double>(weights[i]) * static_cast<double>(losses[i]);
+    return sum / kRows;
+  };
+  for (const char* name : {"blocks.0.att.w2", "blocks.1.att.k_k", "blocks.1.att.x_w", "moba.0.att.key.weight",
+                           "blocks.0.ln0.weight", "blocks.1.att.a0", "ln_out.bias"}) {
+    const Parameters::Tensor* tensor = parameters.find(name);
+    ASSERT_NE(tensor, nullptr) << name;
+    double* x = tensor->master.as<double>();
+    const double* gradient = tensor->gradient.as<double>();
+    const int64_t largest = std::max_element(gradient, gradient + tensor->gradient.elements(),
+                                             [](double a, double b) { return std::abs(a) < std::abs(b); }) -
+                            gradient;
+    // Losses come in float32: a step that moves the loss by 1e-3 tells the gradient to a part in 10³.
+    const double before = x[largest], step = std::min(1e-3 / std::abs(gradient[largest]), 0.01);
+    double sides[2];
+    for (const int side : {0, 1}) {
+      x[largest] = before + (side == 0 ? -step : step);
+      sides[side] = loss();
+    }
+    x[largest] = before;
+    EXPECT_NEAR((sides[1] - sides[0]) / (2 * step), gradient[largest], 0.01 * std::abs(gradient[largest]))
+        << name;
+  }
+}
+
+/// Some steps of AdamW learn a batch by heart, in both precisions alike.
+TEST(TrainingModelSteps, LossFalls) {
+  const TrainingGolden golden("rwkvx");
+  std::vector<double> last;
+  for (const Precision precision : {Precision::f32, Precision::bf16}) {
+    const std::shared_ptr<Ops> ops = make_ops({"cpu", precision, 2});
+    Parameters parameters(golden.checkpoint->config, *ops);
+    parameters.load(*golden.checkpoint);
+    std::vector<Buffer> moments;
+    std::vector<AdamWTensor> tensors;
+    for (const Parameters::Tensor& tensor : parameters.tensors()) {
+      for (int i = 0; i < 2; ++i) moments.emplace_back(ops->real(), tensor.spec.shape, ops->allocator());
+      tensors.push_back({tensor.master, tensor.gradient, moments[moments.size() - 2].view(),
+                         moments.back().view(), tensor.weight});
+    }
+    TrainingModel model(parameters);
+    std::vector<double> losses;
+    for (int64_t step = 1; step <= 6; ++step) {
+      parameters.zero_gradients();
+      losses.push_back(model.forward_backward(golden.batch(), {}).loss);
+      ops->training().adamw(tensors, {.step = step, .rate = 2e-3});
+    }
+    EXPECT_LT(losses.back(), 0.8 * losses.front()) << name(precision);
+    last.push_back(losses.back());
+  }
+  EXPECT_NEAR(last[1], last[0], 0.02 * last[0]);
+}
 
 }  // namespace
 }  // namespace rwkvx

@@ -51,9 +51,17 @@ struct Head {
   int64_t parts() const { return kv.part > 0 ? kv.chunk_size / kv.part : 1; }
 };
 
-void load_query(const Head& head, int64_t row, QueryBlock& block, int64_t lane) {
-  const float* q = head.query(row);
-  for (int64_t n = 0; n < N; ++n) block.q[n * kQueries + lane] = q[n] * 0.125f;  // 1/√N
+/// Queries row_of(0 .. lanes); lanes beyond repeat the last.
+template <typename RowOf>
+HWY_INLINE void load_queries(const Head& head, int64_t lanes, QueryBlock& block, const RowOf& row_of) {
+  HWY_ALIGN float rows[kQueries * N];
+  for (int64_t lane = 0; lane < kQueries; ++lane) {
+    const float* q = head.query(row_of(std::min(lane, lanes - 1)));
+    RWKVX_UNROLL for (int64_t n = 0; n < N; n += kLanes) {
+      store(hn::Mul(load(q + n), set(0.125f)), rows + lane * N + n);  // 1/√N
+    }
+  }
+  transpose(rows, N, kQueries, N, block.q, kQueries);
 }
 
 /// A gate is a sum of 16 partial ones, pₙ = Σ q[n + 16i]·sums[n + 16i], added as a tree: p₀…₁₅ in halves,
@@ -233,15 +241,22 @@ HWY_INLINE void attend_one(const Head& head, int64_t row, const Rows<T>& keys, c
   RWKVX_UNROLL for (int64_t n = 0; n < kHeadVectors; ++n) store(sums[n], softmax.values + n * kLanes);
 }
 
-/// Adds what a block's lane has seen to a row's softmax.
-void merge(const QueryBlock& block, int64_t lane, Softmax& softmax) {
-  const float highest = std::max(softmax.highest, block.highest[lane]);
-  const float scale = std::exp(softmax.highest - highest),
-              block_scale = std::exp(block.highest[lane] - highest);
-  softmax.highest = highest;
-  softmax.total = softmax.total * scale + block.total[lane] * block_scale;
-  for (int64_t n = 0; n < N; ++n) {
-    softmax.values[n] = softmax.values[n] * scale + block.values[n * kQueries + lane] * block_scale;
+/// Adds what a block's lanes have seen to their rows' softmaxes.
+template <typename SoftmaxOf>
+HWY_INLINE void merge(const QueryBlock& block, int64_t lanes, const SoftmaxOf& softmax_of) {
+  HWY_ALIGN float values[kQueries * N];
+  transpose(block.values, kQueries, N, kQueries, values, N);
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    Softmax& softmax = softmax_of(lane);
+    const float highest = std::max(softmax.highest, block.highest[lane]);
+    const float scale = std::exp(softmax.highest - highest),
+                block_scale = std::exp(block.highest[lane] - highest);
+    softmax.highest = highest;
+    softmax.total = softmax.total * scale + block.total[lane] * block_scale;
+    RWKVX_UNROLL for (int64_t n = 0; n < N; n += kLanes) {
+      const V seen = hn::Mul(load(values + lane * N + n), set(block_scale));
+      store(hn::MulAdd(load(softmax.values + n), set(scale), seen), softmax.values + n);
+    }
   }
 }
 
@@ -250,10 +265,7 @@ template <typename T>
 HWY_INLINE void attend_own(const Head& head, int64_t row, int64_t lanes, QueryBlock& block, Softmax* softmax,
                            AttentionScratch& scratch) {
   const int64_t own = head.chunk(row), slot = head.position(row) % head.kv.chunk_size;
-  if (lanes >= kFewQueries) {
-    for (int64_t lane = 0; lane < kQueries; ++lane)
-      load_query(head, row + std::min(lane, lanes - 1), block, lane);
-  }
+  if (lanes >= kFewQueries) load_queries(head, lanes, block, [&](int64_t lane) { return row + lane; });
   choose(head, block, row, lanes, own, scratch);
   const auto keys = head.keys<T>(own), values = head.values<T>(own);
   if (lanes < kFewQueries) {
@@ -267,7 +279,7 @@ HWY_INLINE void attend_own(const Head& head, int64_t row, int64_t lanes, QueryBl
   }
   block.clear();
   attend_page<true, kQueryVectors>(block, keys, values, slot + lanes);
-  for (int64_t lane = 0; lane < lanes; ++lane) merge(block, lane, softmax[row - head.begin + lane]);
+  merge(block, lanes, [&](int64_t lane) -> Softmax& { return softmax[row - head.begin + lane]; });
 }
 
 /// Attends rows to the chunks that they chose, chunk by chunk.
@@ -304,16 +316,14 @@ HWY_INLINE void attend_chosen(const Head& head, QueryBlock& block, Softmax* soft
         }
         continue;
       }
-      for (int64_t lane = 0; lane < kQueries; ++lane) {
-        load_query(head, head.begin + requests[begin + std::min(lane, lanes - 1)], block, lane);
-      }
+      load_queries(head, lanes, block, [&](int64_t lane) { return head.begin + requests[begin + lane]; });
       block.clear();
       if (lanes <= kLanes) {
         attend_page<false, 1>(block, keys, values, head.kv.chunk_size);
       } else {
         attend_page<false, kQueryVectors>(block, keys, values, head.kv.chunk_size);
       }
-      for (int64_t lane = 0; lane < lanes; ++lane) merge(block, lane, softmax[requests[begin + lane]]);
+      merge(block, lanes, [&](int64_t lane) -> Softmax& { return softmax[requests[begin + lane]]; });
     }
     begin = counts[c];
   }
