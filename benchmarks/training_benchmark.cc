@@ -132,6 +132,57 @@ void gate_loss(benchmark::State& state) {
 }
 BENCHMARK(gate_loss)->Apply(attention_sizes);
 
+/// dx and dw: two products of the forward's size.
+void linear_backward(benchmark::State& state, Precision precision) {
+  const int64_t rows = state.range(0), in = state.range(1), out = state.range(2);
+  const auto ops = make_cpu(state.range(3), precision);
+  const Buffer weight = filled(ops->active(), {out, in}), x = filled(ops->active(), {rows, in});
+  const Buffer dy = filled(DType::f32, {rows, out});
+  const Matrix matrix = ops->prepare(weight.view());
+  Buffer dx(DType::f32, {rows, in}), dw(DType::f32, {out, in});
+  ops->training().zero(dw);
+  for (auto _ : state) ops->training().linear_backward({.dy = dy, .x = x, .w = &matrix, .dx = dx, .dw = dw});
+  rate(state, "GFLOP/s", 4.0 * static_cast<double>(rows * in * out));
+}
+void linear_sizes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"rows", "in", "out", "threads"})->Unit(benchmark::kMillisecond);
+  for (const int64_t threads : {1, 0}) b->Args({2048, 768, 768, threads})->Args({2048, 768, 3072, threads});
+}
+BENCHMARK_CAPTURE(linear_backward, bf16, Precision::bf16)->Apply(linear_sizes);
+BENCHMARK_CAPTURE(linear_backward, f32, Precision::f32)->Apply(linear_sizes);
+
+/// GB/s count the logits once read and once written.
+void cross_entropy(benchmark::State& state) {
+  const int64_t rows = 256, vocabulary = state.range(0);
+  const auto ops = make_cpu(state.range(1));
+  const Buffer logits = filled(DType::f32, {rows, vocabulary}, 8);
+  Buffer dlogits(DType::f32, {rows, vocabulary}), losses(DType::f32, {rows});
+  const std::vector<int32_t> targets(rows, 7);
+  for (auto _ : state) {
+    ops->training().cross_entropy(
+        {.logits = logits, .targets = targets, .l2wrap = 1e-4f, .losses = losses, .dlogits = dlogits});
+  }
+  rate(state, "GB/s", 8.0 * static_cast<double>(rows * vocabulary));
+}
+BENCHMARK(cross_entropy)->ArgNames({"V", "threads"})->ArgsProduct({{256, 65536}, {1, 0}});
+
+/// GB/s count what is read and written: 4 arrays read, 3 and the bf16 weights written.
+void adamw(benchmark::State& state) {
+  const int64_t count = int64_t{1} << 23;
+  const auto ops = make_cpu(state.range(0));
+  std::array<Buffer, 4> real{filled(DType::f32, {count}), filled(DType::f32, {count}),
+                             filled(DType::f32, {count}), filled(DType::f32, {count}, 0)};
+  Buffer weight(DType::bf16, {count});
+  const AdamWTensor tensor{real[0], real[1], real[2], real[3], weight, true};
+  AdamWStep step{.rate = 1e-6};
+  for (auto _ : state) {
+    ops->training().adamw(std::span(&tensor, 1), step);
+    ++step.step;
+  }
+  rate(state, "GB/s", 30.0 * static_cast<double>(count));
+}
+BENCHMARK(adamw)->ArgNames({"threads"})->Arg(1)->Arg(0);
+
 }  // namespace
 }  // namespace rwkvx
 

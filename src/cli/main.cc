@@ -39,6 +39,7 @@ int main(int argc, char** argv) {
   cli::add_recall(app);
   cli::add_expand(app);
   cli::add_data(app);
+  cli::add_train(app);
   cli::add_needle(app);
   std::signal(SIGXFSZ, SIG_IGN);  // a limit on the size of files becomes an error with a message
   try {

@@ -43,6 +43,7 @@ void add_bench(CLI::App& app);
 void add_recall(CLI::App& app);
 void add_expand(CLI::App& app);
 void add_data(CLI::App& app);
+void add_train(CLI::App& app);
 void add_needle(CLI::App& app);
 
 }  // namespace rwkvx::cli

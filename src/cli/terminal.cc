@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <sys/ioctl.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -29,13 +28,6 @@ size_t terminal_width() {
   return ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
 }
 
-std::string human_time(double seconds) {
-  const auto s = static_cast<int64_t>(seconds + 0.5);
-  if (s >= 3600) return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
-  if (s >= 60) return fmt::format("{}m{:02}s", s / 60, s % 60);
-  return fmt::format("{}s", s);
-}
-
 }  // namespace
 
 void print(std::string_view text) {
@@ -53,6 +45,8 @@ void watch_interrupt() {
   interrupted();  // made before a signal can come
   std::signal(SIGINT, on_interrupt);
 }
+
+void watch_termination() { std::signal(SIGTERM, on_interrupt); }
 
 void ProgressBar::update(uint64_t done, uint64_t total) {
   constexpr auto kSilent = std::chrono::seconds(1);
@@ -102,10 +96,11 @@ Progress ProgressBar::callback() {
   };
 }
 
-uint64_t peak_resident_bytes() {
-  rusage usage{};
-  if (::getrusage(RUSAGE_SELF, &usage) != 0) return 0;
-  return static_cast<uint64_t>(usage.ru_maxrss) * 1024;
+std::string human_time(double seconds) {
+  const auto s = static_cast<int64_t>(seconds + 0.5);
+  if (s >= 3600) return fmt::format("{}h{:02}m", s / 3600, s / 60 % 60);
+  if (s >= 60) return fmt::format("{}m{:02}s", s / 60, s % 60);
+  return fmt::format("{}s", s);
 }
 
 std::string human_bytes(uint64_t bytes) {

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "base/memory.h"
 #include "base/progress.h"
 
 namespace rwkvx::cli {
@@ -15,6 +16,8 @@ void print(std::string_view text);
 /// Set by the first Ctrl-C after watch_interrupt(); a second one ends the program.
 std::atomic<bool>& interrupted();
 void watch_interrupt();
+/// SIGTERM sets interrupted() too.
+void watch_termination();
 
 /// Thrown by progress callbacks to stop long work after Ctrl-C; not an error.
 struct Interrupted {};
@@ -40,8 +43,8 @@ class ProgressBar {
   bool drawn_ = false;
 };
 
-/// The most memory the process has had resident so far, in bytes; 0 when unknown.
-uint64_t peak_resident_bytes();
+/// "3m20s"
+std::string human_time(double seconds);
 /// "1.5 GB"
 std::string human_bytes(uint64_t bytes);
 

@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
-#include "runtime/chat_template.h"
 #include "runtime/generator.h"
+#include "tokenizer/chat_template.h"
 
 namespace rwkvx {
 

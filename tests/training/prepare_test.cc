@@ -3,6 +3,8 @@
 
 #include <gmock/gmock.h>
 
+#include <fstream>
+
 #include "base/random.h"
 #include "error_of.h"
 #include "model/support.h"
@@ -35,9 +37,7 @@ using Documents = std::vector<std::vector<TokenId>>;
 class PrepareTest : public ::testing::Test {
  protected:
   Path with(const std::string& name, const std::string& bytes) const {
-    AtomicFile file(folder_ / name);
-    file.write(bytes);
-    file.commit();
+    std::ofstream(folder_ / name, std::ios::binary) << bytes;
     return folder_ / name;
   }
   PrepareReport prepare(const std::vector<Path>& inputs, const PrepareOptions& options) const {

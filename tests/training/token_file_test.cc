@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 
 #include <cstring>
+#include <fstream>
 #include <numeric>
 
 #include "error_of.h"
@@ -15,11 +16,7 @@ namespace {
 using rwkvx::testing::error_of;
 using ::testing::HasSubstr;
 
-void write(const Path& path, const std::string& bytes) {
-  AtomicFile file(path);
-  file.write(bytes);
-  file.commit();
-}
+void write(const Path& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
 
 template <typename T>
 std::string raw(std::initializer_list<T> values) {

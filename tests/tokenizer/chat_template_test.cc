@@ -1,4 +1,4 @@
-#include "runtime/chat_template.h"
+#include "tokenizer/chat_template.h"
 
 #include <gtest/gtest.h>
 

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace rwkvx {
+
+/// Rows to train on: the tokens of S sequences, one after another, each from an empty state.
+struct TrainBatch {
+  std::vector<int64_t> offsets{0};  ///< S + 1: sequence s owns rows offsets[s] .. offsets[s + 1]
+  std::vector<int32_t> tokens;      ///< [R]
+  std::vector<int32_t> targets;     ///< [R]; -1: this row's prediction does not count
+  std::vector<float> weights;       ///< [R], of each row's loss; empty: 1
+  std::vector<uint8_t> resets;      ///< [R]; 1: the WKV states forget what came before this row; empty: none
+
+  int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
+  int64_t sequences() const { return static_cast<int64_t>(offsets.size()) - 1; }
+  /// Rows with a target: what a mean is taken over.
+  int64_t counted() const {
+    int64_t n = 0;
+    for (const int32_t target : targets) n += target >= 0;
+    return n;
+  }
+  void clear() { *this = TrainBatch(); }
+};
+
+}  // namespace rwkvx

@@ -1,0 +1,327 @@
+#include "training/trainer.h"
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/memory.h"
+#include "base/random.h"
+#include "model/training_model.h"
+#include "training/chat_data.h"
+#include "training/event_file.h"
+#include "training/initialize.h"
+#include "training/training_data.h"
+
+namespace rwkvx {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr double kSmoothing = 0.98;
+
+std::shared_ptr<const Tokenizer> chat_tokenizer(const TrainConfig& config, int64_t vocab) {
+  if (config.vocab == "byte" || (config.vocab.empty() && vocab == 256)) return make_byte_tokenizer();
+  if (config.vocab.empty())
+    throw UsageError("--chat needs the tokenizer: pass --vocab rwkv_vocab_v20230424.txt, or 'byte'");
+  return read_world_vocabulary(config.vocab);
+}
+
+std::unique_ptr<TrainingData> open_data(const TrainConfig& config, const std::string& name, Order order,
+                                        int64_t vocab) {
+  const auto seed = static_cast<uint64_t>(config.seed);
+  if (!config.chat.empty())
+    return read_chat_data(name, *chat_tokenizer(config, vocab), {config.context, seed, vocab});
+  return make_token_windows(TokenFile::open(name),
+                            {config.context, order, seed, vocab, config.document_resets});
+}
+
+Order order_named(const std::string& name) {
+  return name == "magic" ? Order::magic : name == "sequential" ? Order::sequential : Order::shuffled;
+}
+
+std::unique_ptr<Ops> ops_for(const TrainConfig& config) {
+  return make_ops({.backend = config.backend,
+                   .precision = config.precision == "bf16" ? Precision::bf16 : Precision::f32,
+                   .threads = static_cast<int>(config.threads)});
+}
+
+bool trains(const TrainConfig& config, const TensorSpec& spec) {
+  return config.stage != "align" || spec.name.starts_with("moba.");
+}
+
+TrainingBatch spans(const TrainBatch& batch) {
+  return {batch.tokens, batch.targets, batch.offsets, batch.weights, batch.resets};
+}
+
+/// Lines of JSON behind each other, flushed one by one.
+class MetricsFile {
+ public:
+  explicit MetricsFile(const Path& path) : path_(path), file_(std::fopen(path.c_str(), "ab")) {
+    if (file_ == nullptr) fail("cannot write {}: {}", path.string(), std::strerror(errno));
+  }
+  ~MetricsFile() { std::fclose(file_); }
+  MetricsFile(const MetricsFile&) = delete;
+  MetricsFile& operator=(const MetricsFile&) = delete;
+  void add(const std::string& line) {
+    if (std::fwrite(line.data(), 1, line.size(), file_) != line.size() || std::fflush(file_) != 0)
+      fail("cannot write {}: {}", path_.string(), std::strerror(errno));
+  }
+
+ private:
+  Path path_;
+  std::FILE* file_;
+};
+
+}  // namespace
+
+class Trainer::Impl {
+ public:
+  Impl(const Path& path, const TrainConfig& configuration, const ModelConfig& model)
+      : config(configuration),
+        folder(path),
+        ops(ops_for(config)),
+        parameters(model, *ops, [&](const TensorSpec& spec) { return trains(config, spec); }),
+        optimizer(parameters),
+        network(parameters),
+        data(open_data(config, config.chat.empty() ? config.data : config.chat, order_named(config.order),
+                       model.vocab)) {
+    if (optimizer.moments().empty())
+      fail("--stage align trains sparse blocks, and the model has none; rwkvx expand adds them");
+    if (!config.held_out.empty())
+      held_out = open_data(config, config.held_out, Order::sequential, model.vocab);
+    options.l2wrap = static_cast<float>(config.l2wrap);
+    options.longce = parse_longce(config.longce);
+    options.gate.weight = static_cast<float>(config.gate_loss);
+    options.gate.samples = config.gate_rows;
+    if (config.recompute == "on") options.activation_bytes = 0;
+    if (config.recompute == "off") options.activation_bytes = UINT64_MAX;
+  }
+
+  End run(const std::function<void(const StepReport&)>& report, const std::function<bool()>& stop) {
+    folder.cut_metrics(progress.step);
+    MetricsFile metrics(folder.metrics_file());
+    EventFile events(folder.path(), progress.step);
+    const int64_t first = progress.step;
+    const Clock::time_point start = Clock::now();
+    double evaluating = 0;
+    while (progress.step < config.steps) {
+      StepReport r;
+      const Clock::time_point begin = Clock::now();
+      if (!step(r, stop)) {
+        if (saved_ != progress.step) save();
+        return End::stopped;
+      }
+      const auto seconds = [](Clock::duration d) { return std::chrono::duration<double>(d).count(); };
+      const Clock::time_point end = Clock::now();
+      r.tokens_per_second = static_cast<double>(tokens_of_step_) / std::max(1e-9, seconds(end - begin));
+      const double each = (seconds(end - start) - evaluating) / static_cast<double>(progress.step - first);
+      r.seconds_left = each * static_cast<double>(config.steps - progress.step);
+      const bool last = progress.step == config.steps;
+      if (held_out && (last || progress.step % config.eval_every == 0)) {
+        r.held_out = evaluate();
+        evaluating += seconds(Clock::now() - end);
+      }
+      r.progress = progress;
+      r.steps = config.steps;
+      r.peak_bytes = peak_resident_bytes();
+      if (last || r.held_out || progress.step % config.log_every == 0) record(r, metrics, events);
+      if (report) report(r);
+      if (last || progress.step % config.save_every == 0) save();
+    }
+    return End::finished;
+  }
+
+  void save() {
+    folder.save(progress, parameters, optimizer, config.keep);
+    saved_ = progress.step;
+  }
+
+  TrainConfig config;
+  RunFolder folder;
+  std::unique_ptr<Ops> ops;
+  Parameters parameters;
+  Optimizer optimizer;
+  TrainingModel network;
+  std::unique_ptr<TrainingData> data, held_out;
+  TrainingOptions options;
+  TrainProgress progress;
+
+ private:
+  /// One update; false when it was stopped, and nothing has changed then.
+  bool step(StepReport& r, const std::function<bool()>& stop) {
+    std::vector<TrainBatch> batches(static_cast<size_t>(config.accumulate));
+    uint64_t sample = progress.samples;
+    int64_t counted = 0;
+    tokens_of_step_ = 0;
+    for (TrainBatch& batch : batches) {
+      for (int64_t i = 0; i < config.batch; ++i) data->add(sample++, batch);
+      counted += batch.counted();
+      tokens_of_step_ += batch.rows();
+    }
+    parameters.zero_gradients();
+    options.divisor = static_cast<double>(std::max<int64_t>(1, counted));
+    double gate_loss = 0, gate_hits = 0;
+    const auto share = 1 / static_cast<double>(batches.size());
+    for (size_t i = 0; i < batches.size(); ++i) {
+      if (stop && stop()) return false;
+      // Another choice of queries for each batch, the same when the run is resumed.
+      options.gate.seed = Random(static_cast<uint64_t>(config.seed) ^ progress.samples << 16 ^ i).next();
+      const TrainingResult result = network.forward_backward(spans(batches[i]), options);
+      r.loss += result.loss;
+      r.cross_entropy += result.cross_entropy * static_cast<double>(result.counted) / options.divisor;
+      gate_loss += result.gate_loss * share;
+      gate_hits += result.gate_hits * share;
+      if (!std::isfinite(result.loss)) stop_for(result, batches[i]);
+    }
+    if (options.gate.weight > 0 && parameters.config().sparse_blocks > 0) {
+      r.gate_loss = gate_loss;
+      r.gate_hits = gate_hits;
+    }
+    try {
+      r.gradient_norm = optimizer.gradient_norm();
+    } catch (const Error& error) {
+      stop_with(error.what());
+    }
+    r.rate = learning_rate(schedule_of(config), progress.step);
+    optimizer.step({.step = progress.step + 1,
+                    .rate = r.rate,
+                    .beta1 = config.beta1,
+                    .beta2 = config.beta2,
+                    .eps = config.eps,
+                    .decay = config.weight_decay,
+                    .gradient_scale = config.clip > 0 && r.gradient_norm > config.clip
+                                          ? config.clip / r.gradient_norm
+                                          : 1.0});
+    ++progress.step;
+    progress.samples = sample;
+    progress.tokens += static_cast<uint64_t>(tokens_of_step_);
+    progress.smoothed_loss = kSmoothing * progress.smoothed_loss + (1 - kSmoothing) * r.loss;
+    progress.smoothed_weight = kSmoothing * progress.smoothed_weight + (1 - kSmoothing);
+    r.smoothed_loss = progress.smoothed_loss / progress.smoothed_weight;
+    return true;
+  }
+
+  /// Says where the loss stopped being a number.
+  [[noreturn]] void stop_for(const TrainingResult& result, const TrainBatch& batch) const {
+    for (size_t i = 0; i < result.losses.size(); ++i) {
+      if (!std::isfinite(result.losses[i]))
+        stop_with(
+            fmt::format("the loss of token {} of the batch (id {}), computed from the logits of head.weight, "
+                        "is not finite",
+                        i, batch.tokens[i]));
+    }
+    stop_with("the loss is not finite");
+  }
+  [[noreturn]] void stop_with(const std::string& what) const {
+    const std::vector<int64_t> steps = folder.checkpoints();
+    const std::string from =
+        steps.empty() ? "there is no checkpoint yet: start anew with a lower --lr"
+                      : fmt::format(
+                            "the last checkpoint is {}: go on from it with rwkvx train --resume --out {} "
+                            "--lr {:g}, or with a smaller --clip",
+                            folder.checkpoint(steps.back()).string(), folder.path().string(), config.lr / 2);
+    fail("step {}: {}; the step was not made; {}", progress.step + 1, what, from);
+  }
+
+  double evaluate() {
+    const uint64_t epoch = held_out->epoch();
+    const uint64_t count = std::min<uint64_t>(static_cast<uint64_t>(config.eval_windows), epoch);
+    double sum = 0;
+    int64_t counted = 0;
+    TrainBatch batch;
+    for (uint64_t i = 0; i < count; ++i) {
+      held_out->add(i * epoch / count, batch);  // spread over all of it
+      if (batch.sequences() < config.batch && i + 1 < count) continue;
+      for (const float loss : network.losses(spans(batch))) sum += static_cast<double>(loss);
+      counted += batch.counted();
+      batch.clear();
+    }
+    return sum / static_cast<double>(std::max<int64_t>(1, counted));
+  }
+
+  void record(const StepReport& r, MetricsFile& metrics, EventFile& events) const {
+    std::vector<EventFile::Scalar> scalars{{"loss", r.loss},
+                                           {"cross_entropy", r.cross_entropy},
+                                           {"smoothed_loss", r.smoothed_loss},
+                                           {"gradient_norm", r.gradient_norm},
+                                           {"learning_rate", r.rate},
+                                           {"tokens_per_second", r.tokens_per_second}};
+    if (r.gate_loss) scalars.emplace_back("gate_loss", *r.gate_loss);
+    if (r.gate_hits) scalars.emplace_back("gate_hits", *r.gate_hits);
+    if (r.held_out) scalars.emplace_back("held_out_loss", *r.held_out);
+    nlohmann::ordered_json json{{"step", r.progress.step}, {"tokens", r.progress.tokens}};
+    for (const auto& [name, value] : scalars) json[name] = value;
+    json["peak_bytes"] = r.peak_bytes;
+    metrics.add(json.dump() + "\n");
+    events.add(r.progress.step, scalars);
+  }
+
+  int64_t saved_ = -1, tokens_of_step_ = 0;
+};
+
+Trainer::Trainer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Trainer::~Trainer() = default;
+
+std::unique_ptr<Trainer> Trainer::start(const Path& path, const TrainConfig& given) {
+  const TrainConfig config = resolved(given);
+  std::shared_ptr<const Checkpoint> checkpoint;
+  ModelConfig model;
+  if (config.load.empty()) {
+    model = model_sizes(config.layers, config.channels, config.vocab_size, config.sparse_blocks);
+    if (config.ffn > 0) model.ffn = config.ffn;
+    if (config.chunk_size > 0) model.chunk_size = config.chunk_size;
+    if (config.chunk_top_k > 0) model.top_k = config.chunk_top_k;
+  } else {
+    CheckpointOptions options;
+    if (config.chunk_size > 0) options.chunk_size = config.chunk_size;
+    if (config.chunk_top_k > 0) options.top_k = config.chunk_top_k;
+    checkpoint = open_checkpoint(config.load, options);
+    model = checkpoint->config;
+  }
+  auto impl = std::make_unique<Impl>(path, config, model);
+  if (checkpoint != nullptr) {
+    impl->parameters.load(*checkpoint);
+  } else {
+    for (const Parameters::Tensor& tensor : impl->parameters.tensors()) {
+      Buffer values(DType::f32, tensor.spec.shape);
+      initialize(tensor.spec, model, static_cast<uint64_t>(config.seed),
+                 std::span(values.as<float>(), static_cast<size_t>(tensor.spec.shape.elements())));
+      impl->parameters.set(tensor, values);
+    }
+  }
+  impl->folder.create(config);
+  return std::unique_ptr<Trainer>(new Trainer(std::move(impl)));
+}
+
+std::unique_ptr<Trainer> Trainer::resume(const Path& path, const TrainConfig& given) {
+  const TrainConfig config = resolved(given);
+  const RunFolder folder(path);
+  const std::vector<int64_t> steps = folder.checkpoints();
+  if (steps.empty())
+    fail("{}: there is no checkpoint in it to go on from; start the run anew", path.string());
+  auto impl = std::make_unique<Impl>(path, config, folder.model_config(steps.back()));
+  impl->progress = folder.load(steps.back(), impl->parameters, impl->optimizer);
+  folder.replace_config(config);
+  return std::unique_ptr<Trainer>(new Trainer(std::move(impl)));
+}
+
+const TrainConfig& Trainer::config() const { return impl_->config; }
+const ModelConfig& Trainer::model() const { return impl_->parameters.config(); }
+const TrainProgress& Trainer::progress() const { return impl_->progress; }
+int64_t Trainer::trained_parameters() const { return impl_->optimizer.elements(); }
+int64_t Trainer::parameters() const {
+  int64_t elements = 0;
+  for (const Parameters::Tensor& tensor : impl_->parameters.tensors())
+    elements += tensor.spec.shape.elements();
+  return elements;
+}
+
+Trainer::End Trainer::run(const std::function<void(const StepReport&)>& report,
+                          const std::function<bool()>& stop) {
+  return impl_->run(report, stop);
+}
+
+}  // namespace rwkvx

@@ -1,0 +1,250 @@
+// Whole runs of tiny models: learning, exact resume, what trains, what stops a run.
+#include "training/trainer.h"
+
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <cstring>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "error_of.h"
+#include "model/support.h"
+#include "model/tensor_file.h"
+#include "training/token_file.h"
+
+namespace rwkvx {
+namespace {
+
+using rwkvx::testing::error_of;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+class TrainerTest : public ::testing::Test {
+ protected:
+  TrainerTest() {
+    // A text that repeats: every byte follows from the one before.
+    std::vector<TokenId> tokens;
+    for (TokenId i = 0; i < 3000; ++i) tokens.push_back('a' + i * 7 % 26);
+    for (const char* name : {"data", "held"}) {
+      TokenFileWriter writer(folder_ / name, TokenType::u16);
+      writer.append(tokens);
+      writer.commit();
+    }
+  }
+  TrainConfig config() const {
+    TrainConfig c;
+    c.data = (folder_ / "data").string();
+    c.layers = 1;
+    c.channels = 64;
+    c.ffn = 64;
+    c.vocab_size = 128;
+    c.context = 16;
+    c.batch = 2;
+    c.steps = 8;
+    c.lr = 1e-2;
+    c.warmup = 2;
+    c.precision = "f32";
+    c.threads = 1;
+    c.save_every = 3;
+    return c;
+  }
+  Path run() const { return folder_ / "run"; }
+  std::vector<StepReport> train(const Path& path, const TrainConfig& c, bool resume = false,
+                                int64_t stop_behind = -1) const {
+    std::vector<StepReport> reports;
+    const auto trainer = resume ? Trainer::resume(path, c) : Trainer::start(path, c);
+    trainer->run([&](const StepReport& r) { reports.push_back(r); },
+                 [&] { return !reports.empty() && reports.back().progress.step == stop_behind; });
+    return reports;
+  }
+  /// All files of a checkpoint, one after another.
+  static std::string bytes(const Path& path, int64_t step) {
+    std::string all;
+    for (const char* file : {"model.safetensors", "optimizer.safetensors", "progress.json"})
+      all += read_file(RunFolder(path).checkpoint(step) / file);
+    return all;
+  }
+  static std::vector<nlohmann::json> metrics(const Path& path) {
+    std::vector<nlohmann::json> lines;
+    const std::string text = read_file(RunFolder(path).metrics_file());
+    for (size_t at = 0, end = 0; (end = text.find('\n', at)) != text.npos; at = end + 1)
+      lines.push_back(nlohmann::json::parse(text.substr(at, end - at)));
+    return lines;
+  }
+  const test::TemporaryFolder folder_;
+};
+
+TEST_F(TrainerTest, Learns) {
+  TrainConfig c = config();
+  c.held_out = (folder_ / "held").string();
+  c.steps = 40;
+  c.eval_every = 15;
+  c.eval_windows = 3;
+  c.save_every = 39;
+  const auto reports = train(run(), c);
+  ASSERT_EQ(reports.size(), 40u);
+  EXPECT_NEAR(reports.front().loss, std::log(128), 1.5);
+  EXPECT_LT(reports.back().loss, 0.5);
+  EXPECT_LT(reports.back().held_out.value(), 0.5);
+  for (const StepReport& r : reports)
+    EXPECT_EQ(r.held_out.has_value(), r.progress.step % 15 == 0 || r.progress.step == 40);
+  EXPECT_EQ(reports.back().progress.tokens, 40u * 32);
+  const auto lines = metrics(run());
+  ASSERT_EQ(lines.size(), 40u);
+  EXPECT_EQ(lines[39].at("step"), 40);
+  EXPECT_EQ(lines[39].at("loss"), reports.back().loss);
+  EXPECT_EQ(lines[39].at("held_out_loss"), *reports.back().held_out);
+  EXPECT_EQ(RunFolder(run()).checkpoints(), (std::vector<int64_t>{39, 40})) << "the last two are kept";
+  // The checkpoint is a model like any other.
+  const auto model = open_checkpoint(RunFolder(run()).checkpoint(40) / "model.safetensors");
+  EXPECT_EQ(model->config.vocab, 128);
+  EXPECT_NO_THROW(check_tensors(*model));
+}
+
+TEST_F(TrainerTest, ResumesBitForBit) {
+  TrainConfig c = config();
+  c.layers = 2;
+  c.sparse_blocks = 1;
+  c.chunk_size = 8;
+  c.chunk_top_k = 2;
+  c.gate_loss = 0.3;
+  c.gate_rows = 5;
+  c.accumulate = 2;
+  c.longce = "8/4/5";
+  c.precision = "bf16";
+  train(folder_ / "whole", c);
+  struct Crash {};
+  const auto trainer = Trainer::start(run(), c);
+  EXPECT_THROW(trainer->run(
+                   [](const StepReport& r) {
+                     if (r.progress.step == 5) throw Crash();
+                   },
+                   {}),
+               Crash);
+  EXPECT_EQ(RunFolder(run()).checkpoints(), std::vector<int64_t>{3});
+  train(run(), RunFolder(run()).config(), true);
+  EXPECT_EQ(bytes(run(), 6), bytes(folder_ / "whole", 6));
+  EXPECT_EQ(bytes(run(), 8), bytes(folder_ / "whole", 8));
+  const auto whole = metrics(folder_ / "whole"), resumed = metrics(run());
+  ASSERT_EQ(resumed.size(), 8u);
+  for (size_t i = 0; i < 8; ++i) {
+    for (const char* key : {"step", "tokens", "loss", "gradient_norm", "gate_loss", "smoothed_loss"})
+      EXPECT_EQ(resumed[i].at(key), whole[i].at(key)) << i << " " << key;
+  }
+}
+
+TEST_F(TrainerTest, AStoppedRunSavesItsSteps) {
+  EXPECT_EQ(train(run(), config(), false, 4).size(), 4u);
+  EXPECT_EQ(RunFolder(run()).checkpoints(), (std::vector<int64_t>{3, 4}));
+  train(run(), config(), true);
+  train(folder_ / "whole", config());
+  EXPECT_EQ(bytes(run(), 8), bytes(folder_ / "whole", 8));
+}
+
+TEST_F(TrainerTest, AccumulatedBatchesAreOneBatch) {
+  TrainConfig c = config();
+  c.batch = 4;
+  const auto together = train(folder_ / "together", c);
+  c.batch = 1;
+  c.accumulate = 4;
+  const auto apart = train(folder_ / "apart", c);
+  // float32 sums in another order; the first step is the same up to that, later ones carry it on.
+  EXPECT_NEAR(apart[0].loss, together[0].loss, 1e-5);
+  EXPECT_NEAR(apart[0].gradient_norm / together[0].gradient_norm, 1, 1e-4);
+  EXPECT_EQ(apart[7].progress.samples, together[7].progress.samples);
+}
+
+TEST_F(TrainerTest, AlignTrainsSparseBlocksOnly) {
+  TrainConfig c = config();
+  c.layers = 2;
+  c.sparse_blocks = 1;
+  c.chunk_size = 8;
+  train(run(), c);
+  TrainConfig align = c;
+  const Path before = RunFolder(run()).checkpoint(8) / "model.safetensors";
+  align.load = before.string();
+  align.stage = "align";
+  train(folder_ / "aligned", align);
+  const auto old = open_checkpoint(before);
+  const auto trained = open_checkpoint(RunFolder(folder_ / "aligned").checkpoint(8) / "model.safetensors");
+  EXPECT_EQ(trained->config, old->config) << "chunk settings are recorded";
+  for (const CatalogTensor& tensor : old->catalog.tensors()) {
+    const auto a = tensor.data.raw(), b = trained->catalog.find(tensor.name)->data.raw();
+    EXPECT_EQ(std::equal(a.begin(), a.end(), b.begin(), b.end()), !tensor.name.starts_with("moba."))
+        << tensor.name;
+  }
+  align.load = "";
+  EXPECT_THROW(resolved(align), UsageError);
+  c.sparse_blocks = 0;
+  train(folder_ / "plain", c);
+  align.load = (RunFolder(folder_ / "plain").checkpoint(8) / "model.safetensors").string();
+  EXPECT_THAT(error_of([&] { train(folder_ / "none", align); }), HasSubstr("rwkvx expand"));
+}
+
+TEST_F(TrainerTest, FineTunesOnAnswersOnly) {
+  std::ofstream(folder_ / "chat.jsonl")
+      << R"({"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ba"}]})"
+      << '\n';
+  TrainConfig c = config();
+  c.data = "";
+  c.chat = (folder_ / "chat.jsonl").string();
+  c.vocab = "byte";
+  c.context = 100;
+  c.batch = 1;
+  c.steps = 30;
+  const auto reports = train(run(), c);
+  EXPECT_LT(reports.back().loss, 0.5);
+}
+
+TEST_F(TrainerTest, NotANumberStopsTheRunAndKeepsTheCheckpoint) {
+  TrainConfig c = config();
+  // A finite model whose gradients are not: the head's values overflow when they are multiplied.
+  test::TensorFile model = test::small_model(1, 0);
+  auto& head = model.at("head.weight").bytes;
+  for (size_t i = 0; i + 4 <= head.size(); i += 4) {
+    const float huge = i % 8 == 0 ? 3e38f : -3e38f;
+    std::memcpy(head.data() + i, &huge, 4);
+  }
+  model.write(folder_ / "model");
+  c.load = (folder_ / "model").string();
+  EXPECT_THAT(error_of([&] { train(folder_ / "bad", c); }),
+              AllOf(HasSubstr("step 1:"), HasSubstr("not finite"), HasSubstr("no checkpoint yet")));
+  EXPECT_TRUE(RunFolder(folder_ / "bad").checkpoints().empty());
+}
+
+TEST_F(TrainerTest, FoldersThatHoldARunOrNone) {
+  train(run(), config());
+  EXPECT_THAT(error_of([&] { train(run(), config()); }), AllOf(HasSubstr("run"), HasSubstr("--resume")));
+  EXPECT_THAT(error_of([&] { train(folder_ / "other", config(), true); }), HasSubstr("no checkpoint"));
+  EXPECT_THAT(error_of([&] { RunFolder(folder_ / "other").config(); }), HasSubstr("config.json"));
+}
+
+TEST_F(TrainerTest, DamagedCheckpointsAreNamed) {
+  train(run(), config());
+  const Path checkpoint = RunFolder(run()).checkpoint(8);
+  for (const char* name : {"model.safetensors", "optimizer.safetensors", "progress.json"}) {
+    const std::string good = read_file(checkpoint / name);
+    for (const size_t size : {size_t{0}, good.size() / 3, good.size() - 3}) {
+      std::ofstream(checkpoint / name, std::ios::binary) << good.substr(0, size);
+      EXPECT_THAT(error_of([&] { train(run(), config(), true); }), HasSubstr(name)) << size;
+    }
+    std::filesystem::remove(checkpoint / name);
+    EXPECT_THAT(error_of([&] { train(run(), config(), true); }), HasSubstr(name));
+    std::ofstream(checkpoint / name, std::ios::binary) << good;
+  }
+  EXPECT_EQ(error_of([&] { train(run(), config(), true); }), "");
+  // What a crash left half-written is no checkpoint.
+  std::filesystem::create_directories(run() / "checkpoints" / "step-00000099.part");
+  EXPECT_EQ(RunFolder(run()).checkpoints().back(), 8);
+}
+
+TEST_F(TrainerTest, DataOfAnotherVocabulary) {
+  TrainConfig c = config();
+  c.vocab_size = 100;
+  EXPECT_THAT(error_of([&] { train(run(), c); }),
+              AllOf(HasSubstr("data.bin"), HasSubstr("vocabulary of 100")));
+}
+
+}  // namespace
+}  // namespace rwkvx
