@@ -41,6 +41,7 @@ int main(int argc, char** argv) {
   cli::add_data(app);
   cli::add_train(app);
   cli::add_needle(app);
+  cli::add_loss(app);
   std::signal(SIGXFSZ, SIG_IGN);  // a limit on the size of files becomes an error with a message
   try {
     // CLI11 would only say that a command is missing.

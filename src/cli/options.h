@@ -45,5 +45,6 @@ void add_expand(CLI::App& app);
 void add_data(CLI::App& app);
 void add_train(CLI::App& app);
 void add_needle(CLI::App& app);
+void add_loss(CLI::App& app);
 
 }  // namespace rwkvx::cli

@@ -15,13 +15,23 @@ nlohmann::ordered_json run_settings(const RunOptions& options, const Model& mode
   if (model.config().sparse_blocks > 0) {
     out["chunk_size"] = model.config().chunk_size;
     out["top_k"] = model.config().top_k;
+    const KvOptions& kv = model.kv_options();
+    out["kv"] =
+        kv.policy == KvPolicy::disk ? std::string(name(kv.policy)) : kv.policy_text();  // whatever its folder
+    out["selection"] = kv.selection_text();
+    out["kv_dtype"] = name(kv.dtype.value_or(model.ops().active()));
   }
   return out;
 }
 
 std::string attention_label(const Model& model) {
   if (model.config().sparse_blocks == 0) return "no attention";
-  return fmt::format("chunk {}, top-k {}", model.config().chunk_size, model.config().top_k);
+  const KvOptions& kv = model.kv_options();
+  std::string out = fmt::format("chunk {}, top-k {}", model.config().chunk_size, model.config().top_k);
+  if (kv.selection != Selection::mean) out += ", selection " + kv.selection_text();
+  if (kv.policy == KvPolicy::bounded) out += ", " + kv.policy_text();
+  if (kv.dtype) out += fmt::format(", {} keys and values", name(*kv.dtype));
+  return out;
 }
 
 void check_picture_name(const std::string& name) {

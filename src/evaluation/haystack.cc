@@ -45,18 +45,12 @@ std::string noise_text(std::string_view separator) {
          std::string(separator);
 }
 
-std::string read_texts(std::span<const Path> paths) {
-  std::string out;
-  const auto add = [&](const Path& file) {
-    std::string text = read_file(file);
-    while (!text.empty() && (text.back() == '\n' || text.back() == '\r')) text.pop_back();
-    out += text;
-    out += "\n\n";
-  };
+std::vector<Path> text_files(std::span<const Path> paths) {
+  std::vector<Path> out;
   for (const Path& path : paths) {
     std::error_code error;
     if (!std::filesystem::is_directory(path, error)) {
-      add(path);
+      out.push_back(path);
       continue;
     }
     std::vector<Path> files;
@@ -66,7 +60,18 @@ std::string read_texts(std::span<const Path> paths) {
     if (error) fail("{}: the folder cannot be read: {}", path.string(), error.message());
     if (files.empty()) fail("{}: there are no files in this folder", path.string());
     std::sort(files.begin(), files.end());
-    for (const Path& file : files) add(file);
+    out.insert(out.end(), files.begin(), files.end());
+  }
+  return out;
+}
+
+std::string read_texts(std::span<const Path> paths) {
+  std::string out;
+  for (const Path& file : text_files(paths)) {
+    std::string text = read_file(file);
+    while (!text.empty() && (text.back() == '\n' || text.back() == '\r')) text.pop_back();
+    out += text;
+    out += "\n\n";
   }
   return out.find_first_not_of('\n') == out.npos ? "" : out;
 }

@@ -29,8 +29,11 @@ struct Haystack {
 /// `separator` behind it. RULER puts each repetition on a line of its own.
 std::string noise_text(std::string_view separator);
 
-/// Files, and the files of folders by name, with blank lines between them. Errors: one that cannot be read; a
-/// folder without files.
+/// Files as they are named, and the files of folders by name. Errors: a folder that cannot be read or has no
+/// files.
+std::vector<Path> text_files(std::span<const Path> paths);
+
+/// The text of all text_files(), with blank lines between them. Errors: one that cannot be read.
 std::string read_texts(std::span<const Path> paths);
 
 }  // namespace rwkvx

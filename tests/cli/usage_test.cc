@@ -13,8 +13,8 @@ using test::Result;
 using test::run_program;
 using testing::HasSubstr;
 
-const std::vector<std::string> kCommands{"info",       "generate", "chat",   "logits", "tokenize",
-                                         "detokenize", "convert",  "needle", "bench",  "recall"};
+const std::vector<std::string> kCommands{"info",    "generate", "chat", "logits", "tokenize", "detokenize",
+                                         "convert", "needle",   "loss", "bench",  "recall"};
 
 class UsageTest : public test::ProgramTest {};
 

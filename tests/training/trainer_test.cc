@@ -198,19 +198,41 @@ TEST_F(TrainerTest, FineTunesOnAnswersOnly) {
 }
 
 TEST_F(TrainerTest, NotANumberStopsTheRunAndKeepsTheCheckpoint) {
+  // Finite weights whose logits are not: products with the head overflow.
+  const auto spoil = [](std::byte* values, size_t bytes) {
+    for (size_t i = 0; i + 4 <= bytes; i += 4) {
+      const float huge = i % 8 == 0 ? 3e38f : -3e38f;
+      std::memcpy(values + i, &huge, 4);
+    }
+  };
   TrainConfig c = config();
-  // A finite model whose gradients are not: the head's values overflow when they are multiplied.
   test::TensorFile model = test::small_model(1, 0);
   auto& head = model.at("head.weight").bytes;
-  for (size_t i = 0; i + 4 <= head.size(); i += 4) {
-    const float huge = i % 8 == 0 ? 3e38f : -3e38f;
-    std::memcpy(head.data() + i, &huge, 4);
-  }
+  spoil(reinterpret_cast<std::byte*>(head.data()), head.size());
   model.write(folder_ / "model");
   c.load = (folder_ / "model").string();
-  EXPECT_THAT(error_of([&] { train(folder_ / "bad", c); }),
+  EXPECT_THAT(error_of([&] { train(folder_ / "new", c); }),
               AllOf(HasSubstr("step 1:"), HasSubstr("not finite"), HasSubstr("no checkpoint yet")));
-  EXPECT_TRUE(RunFolder(folder_ / "bad").checkpoints().empty());
+  EXPECT_TRUE(RunFolder(folder_ / "new").checkpoints().empty());
+
+  // The same behind step 8, in the checkpoint's own file.
+  c = config();
+  train(run(), c);
+  const Path file = RunFolder(run()).checkpoint(8) / "model.safetensors";
+  std::string bytes = read_file(file);
+  uint64_t length = 0;
+  std::memcpy(&length, bytes.data(), 8);
+  const auto offsets = nlohmann::json::parse(bytes.substr(8, length)).at("head.weight").at("data_offsets");
+  spoil(reinterpret_cast<std::byte*>(bytes.data()) + 8 + length + offsets[0].get<size_t>(),
+        offsets[1].get<size_t>() - offsets[0].get<size_t>());
+  std::ofstream(file, std::ios::binary) << bytes;
+  c.steps = 20;
+  c.save_every = 1;
+  EXPECT_THAT(error_of([&] { train(run(), c, true); }),
+              AllOf(HasSubstr("step 9:"), HasSubstr("not finite"), HasSubstr("step-00000008"),
+                    HasSubstr("--resume"), HasSubstr("--lr 0.005")));
+  EXPECT_EQ(RunFolder(run()).checkpoints().back(), 8);
+  EXPECT_EQ(read_file(file), bytes);
 }
 
 TEST_F(TrainerTest, FoldersThatHoldARunOrNone) {
