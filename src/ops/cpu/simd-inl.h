@@ -94,8 +94,8 @@ HWY_INLINE V zero() { return hn::Zero(F()); }
 HWY_INLINE float sum_of_lanes(V v) { return hn::GetLane(hn::SumOfLanes(F(), v)); }
 
 /// to[c, r] = from[r, c] for r < rows, c < columns, both multiples of 4.
-HWY_INLINE void transpose(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to,
-                          int64_t to_stride) {
+inline void transpose(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to,
+                      int64_t to_stride) {
   const hn::FixedTag<float, 4> f32;
   const hn::FixedTag<uint64_t, 2> pair;
   for (int64_t r = 0; r < rows; r += 4) {
