@@ -13,8 +13,8 @@ using test::Result;
 using test::run_program;
 using testing::HasSubstr;
 
-const std::vector<std::string> kCommands{"info",       "generate", "chat",   "logits", "tokenize",
-                                         "detokenize", "convert",  "needle", "loss"};
+const std::vector<std::string> kCommands{"info",    "generate", "chat", "logits", "tokenize", "detokenize",
+                                         "convert", "needle",   "loss", "bench",  "recall"};
 
 class UsageTest : public test::ProgramTest {};
 
@@ -33,10 +33,11 @@ TEST_F(UsageTest, HelpOfEverything) {
   }
 }
 
-TEST_F(UsageTest, CommandsThatRunAModelShareFiveFlags) {
-  for (const char* command : {"generate", "chat", "logits", "needle"}) {
+TEST_F(UsageTest, CommandsThatRunAModelShareTheirFlags) {
+  for (const char* command : {"generate", "chat", "logits", "needle", "bench", "recall"}) {
     const Result help = run_program({command, "--help"});
-    for (const char* flag : {"--chunk-size", "--chunk-top-k", "--precision", "--backend", "--threads"}) {
+    for (const char* flag : {"--chunk-size", "--chunk-top-k", "--precision", "--backend", "--threads", "--kv",
+                             "--kv-dtype", "--select"}) {
       EXPECT_THAT(help.out, HasSubstr(flag)) << command;
     }
   }

@@ -3,14 +3,13 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
-#include <csignal>
 #include <cstring>
 #include <fstream>
 
 #include "base/error.h"
+#include "tensor/file_size_limit.h"
 
 namespace rwkvx {
 namespace {
@@ -40,26 +39,6 @@ uint64_t resident_bytes_of_files() {
   }
   return kilobytes * 1024;
 }
-
-/// Files of this process may not grow beyond `bytes`, as on a full disk.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(uint64_t bytes) {
-    ::getrlimit(RLIMIT_FSIZE, &before_);
-    rlimit limit = before_;
-    limit.rlim_cur = bytes;
-    ::setrlimit(RLIMIT_FSIZE, &limit);
-    handler_ = std::signal(SIGXFSZ, SIG_IGN);
-  }
-  ~FileSizeLimit() {
-    std::signal(SIGXFSZ, handler_);
-    ::setrlimit(RLIMIT_FSIZE, &before_);
-  }
-
- private:
-  rlimit before_{};
-  void (*handler_)(int);
-};
 
 TEST(FileAllocator, BlocksAreZeroApartAndReused) {
   const Path folder = std::filesystem::temp_directory_path();
@@ -109,7 +88,7 @@ TEST(FileAllocator, AFullDiskIsAnErrorAndLosesNothing) {
   void* block = memory.allocate(1 << 20);
   std::memset(block, 7, 1 << 20);
   {
-    const FileSizeLimit limit(memory.file_bytes() + (8 << 20));
+    const test::FileSizeLimit limit(memory.file_bytes() + (8 << 20));
     EXPECT_THAT([&] { memory.allocate(FileAllocator::kSlabBytes); },
                 ThrowsMessage<Error>(HasSubstr("no room")));
     EXPECT_THAT([&] { memory.allocate(FileAllocator::kSlabBytes); },

@@ -126,8 +126,8 @@ HWY_INLINE void insert(V gate, V chunk, int64_t slots, int64_t stride, float* be
 
 /// Writes the chosen chunks of rows row .. row + lanes, all in chunk `own`, for which there is a choice.
 template <int kVectors>
-HWY_INLINE void choose_many(const Head& head, const QueryBlock& block, int64_t lanes, int64_t own,
-                            int32_t* chosen, AttentionScratch& scratch) {
+HWY_NOINLINE void choose_many(const Head& head, const QueryBlock& block, int64_t lanes, int64_t own,
+                              int32_t* chosen, AttentionScratch& scratch) {
   const int64_t slots = head.chosen_chunks, stride = kVectors * kLanes;
   float* best = scratch.best.take<float>(2 * slots * stride);
   float* best_chunk = best + slots * stride;
@@ -152,8 +152,8 @@ HWY_INLINE void choose_many(const Head& head, const QueryBlock& block, int64_t l
   }
 }
 
-HWY_INLINE void choose_one(const Head& head, int64_t row, int64_t own, int32_t* chosen,
-                           AttentionScratch& scratch) {
+HWY_NOINLINE void choose_one(const Head& head, int64_t row, int64_t own, int32_t* chosen,
+                             AttentionScratch& scratch) {
   const int64_t slots = head.chosen_chunks, parts = head.parts();
   float* best = scratch.best.take<float>(slots);
   std::fill(best, best + slots, -INFINITY);
@@ -176,8 +176,8 @@ HWY_INLINE void choose_one(const Head& head, int64_t row, int64_t own, int32_t* 
   }
 }
 
-void choose(const Head& head, const QueryBlock& block, int64_t row, int64_t lanes, int64_t own,
-            AttentionScratch& scratch) {
+HWY_NOINLINE void choose(const Head& head, const QueryBlock& block, int64_t row, int64_t lanes, int64_t own,
+                         AttentionScratch& scratch) {
   const int64_t slots = head.chosen_chunks;
   auto* chosen = scratch.chosen.take<int32_t>(0) + (row - head.begin) * slots;
   std::fill(chosen, chosen + lanes * slots, -1);
@@ -198,8 +198,8 @@ void choose(const Head& head, const QueryBlock& block, int64_t row, int64_t lane
 
 /// One query over keys 0 .. count of a page; its channels are in the lanes.
 template <typename T>
-HWY_INLINE void attend_one(const Head& head, int64_t row, const Rows<T>& keys, const Rows<T>& values,
-                           int64_t count, Softmax& softmax) {
+HWY_NOINLINE void attend_one(const Head& head, int64_t row, const Rows<T>& keys, const Rows<T>& values,
+                             int64_t count, Softmax& softmax) {
   constexpr int64_t kBlock = 64;
   HWY_ALIGN float scores[kBlock];
   V q[kHeadVectors], sums[kHeadVectors];
@@ -243,7 +243,7 @@ HWY_INLINE void attend_one(const Head& head, int64_t row, const Rows<T>& keys, c
 
 /// Adds what a block's lanes have seen to their rows' softmaxes.
 template <typename SoftmaxOf>
-HWY_INLINE void merge(const QueryBlock& block, int64_t lanes, const SoftmaxOf& softmax_of) {
+HWY_NOINLINE void merge(const QueryBlock& block, int64_t lanes, const SoftmaxOf& softmax_of) {
   HWY_ALIGN float values[kQueries * N];
   transpose(block.values, kQueries, N, kQueries, values, N);
   for (int64_t lane = 0; lane < lanes; ++lane) {
@@ -262,8 +262,8 @@ HWY_INLINE void merge(const QueryBlock& block, int64_t lanes, const SoftmaxOf& s
 
 /// Chooses chunks for rows row .. row + lanes of one chunk, and attends to that chunk's earlier keys.
 template <typename T>
-HWY_INLINE void attend_own(const Head& head, int64_t row, int64_t lanes, QueryBlock& block, Softmax* softmax,
-                           AttentionScratch& scratch) {
+HWY_NOINLINE void attend_own(const Head& head, int64_t row, int64_t lanes, QueryBlock& block,
+                             Softmax* softmax, AttentionScratch& scratch) {
   const int64_t own = head.chunk(row), slot = head.position(row) % head.kv.chunk_size;
   if (lanes >= kFewQueries) load_queries(head, lanes, block, [&](int64_t lane) { return row + lane; });
   choose(head, block, row, lanes, own, scratch);
@@ -284,8 +284,8 @@ HWY_INLINE void attend_own(const Head& head, int64_t row, int64_t lanes, QueryBl
 
 /// Attends rows to the chunks that they chose, chunk by chunk.
 template <typename T>
-HWY_INLINE void attend_chosen(const Head& head, QueryBlock& block, Softmax* softmax,
-                              AttentionScratch& scratch) {
+HWY_NOINLINE void attend_chosen(const Head& head, QueryBlock& block, Softmax* softmax,
+                                AttentionScratch& scratch) {
   const int64_t rows = head.end - head.begin, chunks = head.chunk(head.end - 1);
   if (chunks == 0 || head.chosen_chunks == 0) return;
   const auto* chosen = scratch.chosen.take<int32_t>(0);
@@ -345,7 +345,7 @@ void keep_for_backward(const Head& head, const ChunkAttention& call, const Softm
 }
 
 template <typename T>
-HWY_INLINE void attend_typed(const Head& head, const AttentionTask& task, AttentionScratch& scratch) {
+HWY_NOINLINE void attend_typed(const Head& head, const AttentionTask& task, AttentionScratch& scratch) {
   const int64_t rows = head.end - head.begin;
   auto* softmax = scratch.softmax.take<Softmax>(rows);
   scratch.chosen.take<int32_t>(rows * head.chosen_chunks);

@@ -76,8 +76,8 @@ struct GradientBlock {
 /// Keys first .. first + count ≤ kKeyBlock of a page (float32 [count, N]) send their parts to dk and dv,
 /// whose rows are `width` apart, and to the block's dq. kV: vectors of queries in use.
 template <bool kCausal, int kV>
-void attend_block_backward(GradientBlock& block, const float* keys, const float* values, int64_t first,
-                           int64_t count, float* dk, float* dv, int64_t width) {
+HWY_NOINLINE void attend_block_backward(GradientBlock& block, const float* keys, const float* values,
+                                        int64_t first, int64_t count, float* dk, float* dv, int64_t width) {
   V lse[kV], delta[kV], position[kV];
   RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
     lse[v] = load(block.lse + v * kLanes);
@@ -143,8 +143,8 @@ void attend_block_backward(GradientBlock& block, const float* keys, const float*
 
 /// Keys 0 .. count of a chunk.
 template <bool kCausal, typename T>
-HWY_INLINE void attend_page_backward(const HeadGradients& head, GradientBlock& block, int64_t chunk,
-                                     int64_t count) {
+HWY_NOINLINE void attend_page_backward(const HeadGradients& head, GradientBlock& block, int64_t chunk,
+                                       int64_t count) {
   HWY_ALIGN float key_block[kKeyBlock * N], value_block[kKeyBlock * N];
   const auto keys = head.page<T>(head.kv.keys, chunk), values = head.page<T>(head.kv.values, chunk);
   for (int64_t first = 0; first < count; first += kKeyBlock) {
@@ -178,8 +178,8 @@ void sort_requests(const HeadGradients& head, int64_t chunks, int32_t* counts, i
 }
 
 template <typename T>
-HWY_INLINE void attend_backward_typed(const HeadGradients& head, const float* deltas,
-                                      AttentionBackwardScratch& scratch) {
+HWY_NOINLINE void attend_backward_typed(const HeadGradients& head, const float* deltas,
+                                        AttentionBackwardScratch& scratch) {
   const int64_t B = head.kv.chunk_size, chunks = (head.rows + B - 1) / B;
   auto* counts = scratch.counts.take<int32_t>(chunks + 1);
   auto* requests = scratch.requests.take<int32_t>(std::max<int64_t>(1, head.rows * head.slots));

@@ -110,7 +110,8 @@ struct QueryBlock {
 /// those up to its position; the first block of all must have one for each query. Only the first kV vectors
 /// of queries are there.
 template <bool kCausal, int kV>
-void attend_block(QueryBlock& block, const float* keys, const float* values, int64_t first, int64_t count) {
+HWY_NOINLINE void attend_block(QueryBlock& block, const float* keys, const float* values, int64_t first,
+                               int64_t count) {
   V highest[kV], before[kV], total[kV], position[kV];
   RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
     before[v] = highest[v] = load(block.highest + v * kLanes);
@@ -174,7 +175,7 @@ void attend_block(QueryBlock& block, const float* keys, const float* values, int
 
 /// Keys 0 .. count of a page join the softmaxes of the block's first kV vectors of queries.
 template <bool kCausal, int kV, typename T>
-HWY_INLINE void attend_page(QueryBlock& block, const Rows<T>& keys, const Rows<T>& values, int64_t count) {
+HWY_NOINLINE void attend_page(QueryBlock& block, const Rows<T>& keys, const Rows<T>& values, int64_t count) {
   HWY_ALIGN float key_block[kKeyBlock * kHeadSize], value_block[kKeyBlock * kHeadSize];
   for (int64_t first = 0; first < count; first += kKeyBlock) {
     const int64_t here = std::min(kKeyBlock, count - first);

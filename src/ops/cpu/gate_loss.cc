@@ -40,8 +40,8 @@ struct Best {
 
 /// Scores of keys 0 .. count of a chunk whose first key is at position `first`.
 template <bool kCausal, typename T>
-HWY_INLINE void score_chunk(const SampledBlock& block, const Rows<T>& keys, int64_t first, int64_t count,
-                            float* highest_of_chunk, float* total_of_chunk) {
+HWY_NOINLINE void score_chunk(const SampledBlock& block, const Rows<T>& keys, int64_t first, int64_t count,
+                              float* highest_of_chunk, float* total_of_chunk) {
   HWY_ALIGN float widened[kKeyBlock * N], scores[kKeyBlock * kQueries];
   V highest[kV], total[kV], position[kV];
   RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
@@ -93,7 +93,7 @@ HWY_INLINE void score_chunk(const SampledBlock& block, const Rows<T>& keys, int6
 
 /// From the scores of chunks 0 .. chunks and the gates of those before them to losses and the gates'
 /// gradients.
-HWY_INLINE void compare_gates(SampledBlock& block, int64_t chunks, int64_t chunk_size, float scale) {
+HWY_NOINLINE void compare_gates(SampledBlock& block, int64_t chunks, int64_t chunk_size, float scale) {
   for (int64_t v = 0; v < kQueries; v += kLanes) {
     const auto at = [&](float* x, int64_t chunk) { return x + chunk * kQueries + v; };
     const V own = load(block.own + v), none = set(-1e30f);
@@ -159,7 +159,7 @@ struct SampledHead {
 };
 
 /// Queries beyond those sampled repeat the last: what they give is not used.
-HWY_INLINE void load_sampled(const SampledHead& head, std::span<const int64_t> rows, SampledBlock& block) {
+HWY_NOINLINE void load_sampled(const SampledHead& head, std::span<const int64_t> rows, SampledBlock& block) {
   block.queries = static_cast<int64_t>(rows.size());
   for (int64_t lane = 0; lane < kQueries; ++lane) {
     const int64_t row = rows[static_cast<size_t>(std::min(lane, block.queries - 1))];
@@ -175,8 +175,8 @@ HWY_INLINE void load_sampled(const SampledHead& head, std::span<const int64_t> r
 
 /// Scores of chunks 0 .. chunks, and gates of all of them.
 template <typename T>
-HWY_INLINE void score_chunks(const SampledHead& head, const SampledBlock& block, int64_t chunks,
-                             int64_t last_position) {
+HWY_NOINLINE void score_chunks(const SampledHead& head, const SampledBlock& block, int64_t chunks,
+                               int64_t last_position) {
   const int64_t B = head.kv.chunk_size;
   const auto lowest = static_cast<int64_t>(block.positions[0]);
   for (int64_t j = 0; j < chunks; ++j) {
@@ -207,8 +207,8 @@ HWY_INLINE void score_chunks(const SampledHead& head, const SampledBlock& block,
 }
 
 /// Adds to dq, and to the gradients of the chunks' keys.
-HWY_INLINE void send_back(const SampledHead& head, SampledBlock& block, int64_t chunks,
-                          std::span<const int64_t> rows, float* dq, float* dsums) {
+HWY_NOINLINE void send_back(const SampledHead& head, SampledBlock& block, int64_t chunks,
+                            std::span<const int64_t> rows, float* dq, float* dsums) {
   for (int64_t j = 0; j < chunks; j += kTile) {
     add_rows(block.gates + j * kQueries, block.q, block.queries, std::min<int64_t>(kTile, chunks - j),
              dsums + j * N, N);

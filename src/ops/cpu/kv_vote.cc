@@ -18,8 +18,8 @@ constexpr int64_t N = kHeadSize;
 /// Scores of a block of queries with keys 0 .. count of a page, token `first` of the store being its first:
 /// [key, query], −∞ where the key comes after the query. `highest` takes their maximum.
 template <typename T>
-HWY_INLINE void score_page(const QueryBlock& block, const Rows<T>& keys, int64_t first, int64_t count,
-                           float* scores, V (&highest)[kQueryVectors]) {
+HWY_NOINLINE void score_page(const QueryBlock& block, const Rows<T>& keys, int64_t first, int64_t count,
+                             float* scores, V (&highest)[kQueryVectors]) {
   HWY_ALIGN float widened[kKeyBlock * N];
   for (int64_t begin = 0; begin < count; begin += kKeyBlock) {
     const int64_t here = std::min(kKeyBlock, count - begin);
@@ -48,7 +48,7 @@ HWY_INLINE void score_page(const QueryBlock& block, const Rows<T>& keys, int64_t
 }
 
 template <typename T>
-HWY_INLINE void vote_typed(const KvVote& call, int64_t head, Scratch& scratch) {
+HWY_NOINLINE void vote_typed(const KvVote& call, int64_t head, Scratch& scratch) {
   const KvChunks& kv = call.kv;
   const int64_t width = call.q.dim(1), candidates = call.votes.dim(1);
   float* votes = call.votes.as<float>() + head * candidates;

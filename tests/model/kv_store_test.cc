@@ -1,0 +1,206 @@
+// What KV stores keep, and what happens when there is no room.
+#include "model/kv_store.h"
+
+#include <gmock/gmock.h>
+
+#include <algorithm>
+#include <random>
+
+#include "base/error.h"
+#include "model/state_file.h"
+#include "model/support.h"
+#include "tensor/file_size_limit.h"
+
+namespace rwkvx {
+namespace {
+
+using test::distance;
+using testing::HasSubstr;
+using testing::ThrowsMessage;
+
+KvOptions bounded(int64_t max, int64_t window, int64_t min) {
+  KvOptions options;
+  options.policy = KvPolicy::bounded;
+  options.max = max;
+  options.window = window;
+  options.min = min;
+  return options;
+}
+
+TEST(MostVoted, IsWhatSortingGives) {
+  std::mt19937 random(1);
+  for (int round = 0; round < 50; ++round) {
+    std::vector<float> votes(1 + random() % 60);
+    for (float& vote : votes) vote = static_cast<float>(random() % 8);  // many are equal
+    const auto count = static_cast<int64_t>(random() % (votes.size() + 1)),
+               n = static_cast<int64_t>(votes.size());
+    const auto neighbours = static_cast<int64_t>(random() % 4);
+    std::vector<std::pair<float, int32_t>> order;
+    for (int64_t i = 0; i < n; ++i) {
+      float most = 0;
+      for (int64_t j = std::max<int64_t>(0, i - neighbours); j <= std::min(n - 1, i + neighbours); ++j) {
+        most = std::max(most, votes[static_cast<size_t>(j)]);
+      }
+      order.emplace_back(most, static_cast<int32_t>(i));
+    }
+    std::sort(order.rbegin(), order.rend());
+    std::vector<int32_t> expected;
+    for (int64_t i = 0; i < count; ++i) expected.push_back(order[static_cast<size_t>(i)].second);
+    std::sort(expected.begin(), expected.end());
+    EXPECT_EQ(most_voted(votes, count, neighbours), expected);
+  }
+}
+
+/// Keys are random but for one run of tokens, which every query looks for.
+class BoundedStoreTest : public testing::Test {
+ protected:
+  static constexpr int64_t kHeads = 2, C = kHeads * kHeadSize, kChunk = 8;
+
+  void append(KvStore& store, int64_t tokens) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      Buffer q(DType::f32, {1, C}), k(DType::f32, {1, C}), v(DType::f32, {1, C});
+      for (int64_t c = 0; c < C; ++c) {
+        q.as<float>()[c] = c % 2 == 0 ? 1 : -1;
+        const float wanted = q.as<float>()[c] * 0.5f,
+                    noise = static_cast<float>(random_() % 1000) / 1000 - 0.5f;
+        k.as<float>()[c] = next_ >= wanted_ && next_ < wanted_ + 3 ? wanted : noise;
+        v.as<float>()[c] = static_cast<float>(next_);
+      }
+      ++next_;
+      store.extend(1);
+      const KvChunks kv = store.chunks();
+      ops_->kv_append(k, v, std::array<int64_t, 2>{0, 1}, std::span(&kv, 1));
+      store.observe(q);
+    }
+  }
+  /// Which tokens a head holds: their values are their numbers.
+  std::vector<int64_t> held(const KvStore& store, int64_t head) const {
+    const KvChunks kv = store.chunks();
+    std::vector<int64_t> tokens;
+    for (int64_t t = 0; t < kv.length; ++t) {
+      const auto* page = static_cast<const float*>(kv.values[static_cast<size_t>(t / kChunk)]);
+      tokens.push_back(static_cast<int64_t>(page[(head * kChunk + t % kChunk) * kHeadSize]));
+    }
+    return tokens;
+  }
+
+  const std::unique_ptr<Ops> ops_ = make_ops({"cpu", Precision::f32, 1});
+  std::mt19937 random_{7};
+  int64_t next_ = 0, wanted_ = 10;
+};
+
+TEST_F(BoundedStoreTest, KeepsTheWindowAndWhatItLooksAtInOrder) {
+  const KvOptions options = bounded(60, 10, 40);
+  KvStore store(kHeads, kChunk, 0, options, std::make_shared<KvMemory>(options, *ops_), *ops_);
+  append(store, 59);
+  EXPECT_EQ(store.length(), 59);
+  append(store, 1);
+  EXPECT_EQ(store.length(), 40);
+  const uint64_t bytes = store.bytes();
+  append(store, 5000);
+  EXPECT_EQ(store.bytes(), bytes) << "memory does not grow";
+  EXPECT_LT(store.length(), 60);
+  for (int64_t head = 0; head < kHeads; ++head) {
+    const std::vector<int64_t> tokens = held(store, head);
+    EXPECT_TRUE(std::is_sorted(tokens.begin(), tokens.end()));
+    EXPECT_TRUE(std::adjacent_find(tokens.begin(), tokens.end()) == tokens.end()) << "each once";
+    for (int64_t t = wanted_; t < wanted_ + 3; ++t) {
+      EXPECT_TRUE(std::binary_search(tokens.begin(), tokens.end(), t)) << "token " << t << ", head " << head;
+    }
+    for (int64_t t = next_ - 10; t < next_; ++t) {
+      EXPECT_TRUE(std::binary_search(tokens.begin(), tokens.end(), t)) << "token " << t << " of the window";
+    }
+  }
+}
+
+TEST_F(BoundedStoreTest, CopiesGoTheirOwnWays) {
+  const KvOptions options = bounded(60, 10, 40);
+  KvStore store(kHeads, kChunk, 0, options, std::make_shared<KvMemory>(options, *ops_), *ops_);
+  append(store, 55);
+  KvStore copy = store;
+  const std::vector<int64_t> before = held(copy, 0);
+  append(store, 30);  // drops tokens from pages that are shared
+  EXPECT_EQ(held(copy, 0), before);
+  next_ = 55;
+  append(copy, 3);
+  EXPECT_EQ(copy.length(), 58);
+}
+
+TEST_F(BoundedStoreTest, BlocksDoTheirWorkAtDifferentTokens) {
+  const KvOptions options = bounded(600, 100, 400);
+  std::vector<int64_t> max;
+  for (int64_t block = 0; block < 4; ++block) {
+    const KvStore store(kHeads, kChunk, block, options, std::make_shared<KvMemory>(options, *ops_), *ops_);
+    max.push_back(store.room());
+    EXPECT_LE(store.room(), 600);
+  }
+  std::sort(max.begin(), max.end());
+  EXPECT_TRUE(std::adjacent_find(max.begin(), max.end()) == max.end());
+}
+
+TEST(KvOptionsTest, BoundsThatLeaveNoRoom) {
+  const auto expect_refused = [](const char* text, const char* part) {
+    KvOptions options;
+    EXPECT_THAT([&] { parse_kv_policy(text, options); }, ThrowsMessage<Error>(HasSubstr(part))) << text;
+  };
+  expect_refused("bounded:100,20,20", "larger than the window");
+  expect_refused("bounded:100,20,90", "at least MIN + WINDOW");
+  expect_refused("bounded:100,0,50", "at least 1 token");
+  expect_refused("bounded:100000000,10,50", "at most");
+  for (const char* text :
+       {"", "fuller", "full:", "disk:", "bounded:", "bounded:1", "bounded:1,2", "bounded:1,2,3,4",
+        "bounded:a,b,c", "bounded:100,20,50x", "bounded:99999999999999999999,1,2"}) {
+    expect_refused(text, "expected full, disk[:FOLDER] or bounded[:MAX,WINDOW,MIN]");
+  }
+  for (const char* text : {"", "max:", "max:0", "max:-1", "max:x", "maximum", "ma"}) {
+    KvOptions options;
+    EXPECT_THAT([&] { parse_selection(text, options); }, ThrowsMessage<Error>(HasSubstr("expected mean")))
+        << text;
+  }
+}
+
+/// Copies of a state share its file, and each takes pages of its own when it goes on.
+TEST(KvDiskTest, AFullDiskLosesNothing) {
+  KvOptions options;
+  options.policy = KvPolicy::disk;
+  const auto model =
+      test::open_model(test::models("rwkvx-proto-1.3m.gguf"), "cpu", Precision::f32, {{4096}, {3}}, options);
+  const auto first = test::random_tokens(10, 256, 1), more = test::random_tokens(5, 256, 2);
+  State state = model->new_state();
+  test::run(*model, state, first);
+  std::vector<State> copies;
+  std::vector<float> last;
+  for (int i = 0; i < 100; ++i) copies.push_back(state.fork());
+  size_t full = 0;
+  {
+    const test::FileSizeLimit limit(state.kv(0).file_bytes());
+    for (; full < copies.size(); ++full) {
+      try {
+        last = test::run(*model, copies[full], more);
+      } catch (const Error& error) {
+        EXPECT_THAT(error.what(), HasSubstr("no room"));
+        break;
+      }
+    }
+    ASSERT_GT(full, 0u);
+    ASSERT_LT(full, copies.size()) << "the file must not grow";
+    EXPECT_EQ(copies[full].position(), 10);
+    EXPECT_TRUE(distance(test::contents(copies[full]), test::contents(state)).bitwise);
+    const test::TemporaryFolder folder;
+    save_state(folder / "state", copies[full], model->fingerprint(), "{}");
+    EXPECT_FALSE(folder.files().empty());
+  }
+  const auto now = test::run(*model, copies[full], more);  // with room again
+  EXPECT_TRUE(distance(now, last).bitwise);
+}
+
+TEST(KvDiskTest, FoldersThatAreNotThere) {
+  KvOptions options;
+  parse_kv_policy("disk:/no/such/folder", options);
+  const auto model =
+      test::open_model(test::models("rwkvx-proto-1.3m.gguf"), "cpu", Precision::f32, {}, options);
+  EXPECT_THAT([&] { model->new_state(); }, ThrowsMessage<Error>(HasSubstr("/no/such/folder")));
+}
+
+}  // namespace
+}  // namespace rwkvx
