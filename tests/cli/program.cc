@@ -5,6 +5,7 @@
 #include <pty.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -107,6 +108,13 @@ Terminal::~Terminal() {
 }
 
 void Terminal::type(const std::string& keys) const {
+  // Before the editor has the terminal, its keys are edited away by the line discipline.
+  if (keys.find_first_of("\x04\x10") != std::string::npos) {
+    termios mode{};
+    while (::tcgetattr(screen_, &mode) == 0 && (mode.c_lflag & ICANON) != 0 && ::kill(pid_, 0) == 0) {
+      ::usleep(1000);
+    }
+  }
   if (::write(screen_, keys.data(), keys.size()) != static_cast<ssize_t>(keys.size())) fail("cannot type");
 }
 
