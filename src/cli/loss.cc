@@ -62,16 +62,6 @@ struct Loss {
   std::string tokenizers;  // of the models so far
 };
 
-/// The document's tokens, with the end of a document before them where the tokenizer has one.
-std::vector<TokenId> tokens_of(const Document& document, const Tokenizer& tokenizer, int64_t most) {
-  std::vector<TokenId> tokens;
-  if (tokenizer.end_of_document() >= 0) tokens.push_back(tokenizer.end_of_document());
-  const size_t begin = tokens.size();
-  tokenizer.encode(document.text, tokens);
-  if (most > 0) tokens.resize(std::min(tokens.size(), begin + static_cast<size_t>(most)));
-  return tokens;
-}
-
 ModelLoss Loss::of_model(const std::string& file, const std::string& place) {
   RunOptions run = options.run;
   run.model = file;

@@ -35,6 +35,7 @@ int main(int argc, char** argv) {
   cli::add_tokenize(app);
   cli::add_detokenize(app);
   cli::add_convert(app);
+  cli::add_quantize(app);
   cli::add_bench(app);
   cli::add_recall(app);
   cli::add_expand(app);

@@ -39,6 +39,7 @@ void add_chat(CLI::App& app);
 void add_tokenize(CLI::App& app);
 void add_detokenize(CLI::App& app);
 void add_convert(CLI::App& app);
+void add_quantize(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_recall(CLI::App& app);
 void add_expand(CLI::App& app);

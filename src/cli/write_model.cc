@@ -7,13 +7,17 @@
 
 namespace rwkvx::cli {
 
-void add_write_model_options(CLI::App& app, WriteModelOptions& options) {
+void add_write_model_arguments(CLI::App& app, WriteModelOptions& options) {
   app.add_option("IN", options.run.model, "Model file to read: .pth, .safetensors or .gguf")->required();
   app.add_option("OUT", options.output, "File to write; its ending says the format")->required();
-  app.add_option("--dtype", options.dtype, "Type of the weights: f32, bf16 or f16 (default: as they are)")
-      ->check(CLI::IsMember({"f32", "bf16", "f16"}));
   app.add_option("--format", options.format, "gguf, safetensors or pth, when the name does not say it")
       ->check(CLI::IsMember({"gguf", "safetensors", "pth"}));
+}
+
+void add_write_model_options(CLI::App& app, WriteModelOptions& options) {
+  add_write_model_arguments(app, options);
+  app.add_option("--dtype", options.dtype, "Type of the weights: f32, bf16 or f16 (default: as they are)")
+      ->check(CLI::IsMember({"f32", "bf16", "f16"}));
   add_chunk_options(app, options.run);
   add_vocabulary_option(app, options.run);
 }
@@ -35,8 +39,10 @@ FileFormat format_of(const WriteModelOptions& options) {
                   options.output));
 }
 
-void write_model(const Checkpoint& checkpoint, const WriteModelOptions& options, const std::string& what) {
+void write_model(const Checkpoint& checkpoint, const WriteModelOptions& options, const std::string& what,
+                 std::function<DType(const TensorSpec&, DType)> matrix_type) {
   WriteOptions write;
+  write.matrix_type = std::move(matrix_type);
   write.format = format_of(options);
   if (!options.dtype.empty()) write.dtype = dtype_named(options.dtype);
   if (std::filesystem::exists(options.output) &&

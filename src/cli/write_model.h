@@ -10,7 +10,9 @@ struct WriteModelOptions {
   std::string output, dtype, format;
 };
 
-/// IN, OUT, --dtype, --format, --chunk-size, --chunk-top-k and --vocab.
+/// IN, OUT and --format.
+void add_write_model_arguments(CLI::App& app, WriteModelOptions& options);
+/// These, --dtype, --chunk-size, --chunk-top-k and --vocab.
 void add_write_model_options(CLI::App& app, WriteModelOptions& options);
 
 /// The format that OUT's ending or --format says. Errors: neither does.
@@ -18,6 +20,7 @@ FileFormat format_of(const WriteModelOptions& options);
 
 /// Writes `checkpoint`, which was read from the input, with a progress bar named `what`. Errors: OUT is the
 /// input; those of write_checkpoint.
-void write_model(const Checkpoint& checkpoint, const WriteModelOptions& options, const std::string& what);
+void write_model(const Checkpoint& checkpoint, const WriteModelOptions& options, const std::string& what,
+                 std::function<DType(const TensorSpec&, DType)> matrix_type = {});
 
 }  // namespace rwkvx::cli

@@ -43,4 +43,13 @@ std::vector<Document> read_documents(std::span<const Path> paths) {
   return out;
 }
 
+std::vector<TokenId> tokens_of(const Document& document, const Tokenizer& tokenizer, int64_t most) {
+  std::vector<TokenId> tokens;
+  if (tokenizer.end_of_document() >= 0) tokens.push_back(tokenizer.end_of_document());
+  const size_t begin = tokens.size();
+  tokenizer.encode(document.text, tokens);
+  if (most > 0) tokens.resize(std::min(tokens.size(), begin + static_cast<size_t>(most)));
+  return tokens;
+}
+
 }  // namespace rwkvx

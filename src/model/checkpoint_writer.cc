@@ -1,14 +1,33 @@
 #include "model/checkpoint_writer.h"
 
+#include <algorithm>
+#include <thread>
+
 #include "base/error.h"
 #include "model/dialects/dialects.h"
 #include "model/weights.h"
 #include "tensor/convert.h"
+#include "tensor/quantise.h"
 
 namespace rwkvx {
 namespace {
 
 constexpr uint32_t kMixRows = 6;
+
+/// convert() by rows, in several threads where the result is quantised: looking for scales takes time.
+void convert_rows(ConstView from, View to) {
+  const int64_t rows = from.dim(0);
+  const auto cores = static_cast<int64_t>(std::max(1u, std::thread::hardware_concurrency()));
+  const int64_t parts = is_quantised(to.dtype()) && from.elements() > (1 << 16) ? std::min(rows, cores) : 1;
+  std::vector<std::jthread> threads;
+  for (int64_t i = 1; i < parts; ++i) {
+    threads.emplace_back([=] {
+      const int64_t begin = rows * i / parts, count = rows * (i + 1) / parts - begin;
+      convert(from.rows(begin, count), to.rows(begin, count));
+    });
+  }
+  convert(from.rows(0, rows / parts), to.rows(0, rows / parts));
+}
 
 /// Streams the tensors of a checkpoint, one converted tensor in memory at a time.
 class Exporter {
@@ -22,9 +41,14 @@ class Exporter {
       const bool prefixed = config().sparse_blocks > 0 && !spec.name.starts_with("moba.");
       const bool turned = spec.role == Role::low_rank;
       const ConstView data = find(spec);
-      out.push_back({(prefixed ? "rwkv." : "") + spec.name, type_of(data), public_shape(spec),
-                     [this, spec, data, turned] {
-                       return converted(data, type_of(data), spec.name, turned).reshaped(public_shape(spec));
+      const DType dtype = type_of(spec);
+      if (is_quantised(dtype)) {
+        fail("{}: tensor {} is of type {}, which only GGUF holds; write .gguf, or pass --dtype bf16",
+             checkpoint_.path().string(), checkpoint_.file_name_of(spec.name), name(dtype));
+      }
+      out.push_back({(prefixed ? "rwkv." : "") + spec.name, dtype, public_shape(spec),
+                     [this, spec, data, dtype, turned] {
+                       return converted(data, dtype, spec.name, turned).reshaped(public_shape(spec));
                      }});
     }
     return out;
@@ -39,7 +63,7 @@ class Exporter {
         if (block->tail == "att.x_r") out.push_back(fused_mix(spec, block->index));
         continue;
       }
-      const DType dtype = is_matrix(spec.role) ? type_of(data) : DType::f32;
+      const DType dtype = is_matrix(spec.role) ? type_of(spec) : DType::f32;
       out.push_back({dialects::gguf_name(spec.name), dtype, spec.shape, [this, data, dtype, spec] {
                        return converted(data, dtype, spec.name, false).reshaped(spec.shape);
                      }});
@@ -96,17 +120,23 @@ class Exporter {
 
  private:
   const ModelConfig& config() const { return checkpoint_.config; }
-  DType type_of(const ConstView& data) const { return options_.dtype.value_or(data.dtype()); }
+  DType type_of(const TensorSpec& spec) const {
+    const DType found = find(spec).dtype();
+    if (options_.matrix_type && is_matrix(spec.role)) return options_.matrix_type(spec, found);
+    return options_.dtype.value_or(found);
+  }
 
   ConstView find(const TensorSpec& spec) const { return checkpoint_.catalog.find(spec.name)->data; }
 
   ConstView converted(ConstView data, DType dtype, const std::string& name, bool turned) {
     if (data.dtype() != dtype) {
       Buffer next(dtype, data.shape());
-      convert(data, next);
+      convert_rows(data, next);
       if (count_not_finite(next) > count_not_finite(data)) {
-        fail("{}: tensor {} has values that {} cannot hold; use --dtype bf16 or f32",
-             checkpoint_.path().string(), checkpoint_.file_name_of(name), rwkvx::name(dtype));
+        fail("{}: tensor {} has values that {} cannot hold; use {}", checkpoint_.path().string(),
+             checkpoint_.file_name_of(name), rwkvx::name(dtype),
+             is_quantised(dtype) ? fmt::format("--keep {}", checkpoint_.file_name_of(name))
+                                 : "--dtype bf16 or f32");
       }
       current_ = std::move(next);
       data = current_;
@@ -146,9 +176,21 @@ class Exporter {
   }
 
   uint64_t file_type() const {
-    switch (type_of(checkpoint_.catalog.find("blocks.0.ffn.key.weight")->data)) {
+    const ModelConfig& c = config();
+    // Numbers of llama.h's llama_ftype; for the K types the mixed ones, whose name ends in M.
+    switch (type_of({"blocks.0.ffn.key.weight", {c.ffn, c.channels}, Role::projection})) {
       case DType::f16:
         return 1;
+      case DType::q4_0:
+        return 2;
+      case DType::q8_0:
+        return 7;
+      case DType::q4_k:
+        return 15;
+      case DType::q5_k:
+        return 17;
+      case DType::q6_k:
+        return 18;
       case DType::bf16:
         return 32;
       default:
@@ -168,8 +210,8 @@ void write_checkpoint(const Checkpoint& checkpoint, const Path& path, const Writ
   check_tensors(checkpoint);
   for (const TensorSpec& spec : tensor_list(checkpoint.config)) {
     const DType dtype = checkpoint.catalog.find(spec.name)->data.dtype();
-    if (!is_float(dtype)) {
-      fail("{}: tensor {} is of type {}; only f32, f64, bf16 and f16 can be written",
+    if (!is_float(dtype) && !is_computable(dtype)) {
+      fail("{}: tensor {} is of type {}, which can neither be written nor converted",
            checkpoint.path().string(), checkpoint.file_name_of(spec.name), name(dtype));
     }
   }

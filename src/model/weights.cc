@@ -6,6 +6,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "tensor/convert.h"
+#include "tensor/quantise.h"
 
 namespace rwkvx {
 namespace {
@@ -65,8 +66,11 @@ void check_tensors(const Checkpoint& checkpoint) {
     }
     const bool multiplied =
         is_matrix(spec.role) && spec.role != Role::embedding;  // types are prepare()'s to judge
-    if (!multiplied && !is_float(tensor->data.dtype())) {
-      fail("{}: tensor {} is of type {}; a float type is needed", file, shown, name(tensor->data.dtype()));
+    const DType type = tensor->data.dtype();
+    const bool readable = is_float(type) || (spec.role == Role::embedding && is_computable(type));
+    if (!multiplied && !readable) {
+      fail("{}: tensor {} is of type {}; {} is needed", file, shown, name(type),
+           spec.role == Role::embedding ? "a float type, q8_0, q4_0, q4_k, q5_k or q6_k" : "a float type");
     }
   }
   for (const CatalogTensor& tensor : catalog.tensors()) {

@@ -58,7 +58,7 @@ struct SparseBlockSlots {
 /// gradients and optimizer states walk it.
 template <typename Vector, typename MatrixSlot>
 struct ModelSlots {
-  Vector embedding;  // [V, C], any float type
+  Vector embedding;  // [V, C], any float or quantised type
   NormSlots<Vector> ln0, ln_out;
   std::vector<RwkvBlockSlots<Vector, MatrixSlot>> blocks;
   std::vector<SparseBlockSlots<Vector, MatrixSlot>> sparse;
@@ -119,8 +119,8 @@ using Gradients = ModelSlots<View, View>;
 /// Every tensor of a model of this size, in for_each() order.
 std::vector<TensorSpec> tensor_list(const ModelConfig& config);
 
-/// Errors: a missing, extra or misshaped tensor, by name and with both shapes; an embedding or vector that is
-/// not of a float type.
+/// Errors: a missing, extra or misshaped tensor, by name and with both shapes; a vector that is not of a
+/// float type, an embedding that is of no type with values.
 void check_tensors(const Checkpoint& checkpoint);
 
 /// Reads the weights of a checkpoint. Matrices stay in the file's memory and type; vectors become float32

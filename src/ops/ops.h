@@ -27,9 +27,9 @@ std::string_view name(Precision precision);
 
 inline constexpr int64_t kHeadSize = 64;
 
-/// A weight matrix [out, in] in the form a backend multiplies with. `weight` is what the file holds (f32,
-/// f64, bf16, f16; quantised later) and must outlive the Matrix; `prepared` is the backend's own, for
-/// instance packed tiles.
+/// A weight matrix [out, in] in the form a backend multiplies with. `weight` is what the file holds (a float
+/// type, or a quantised type of tensor/quantise.h whose rows are whole blocks) and must outlive the Matrix;
+/// `prepared` is the backend's own, for instance packed tiles.
 struct Matrix {
   ConstView weight;
   std::shared_ptr<void> prepared;
@@ -158,7 +158,8 @@ class Ops {
   /// Makes a weight [out, in] ready for linear(). Errors: a type that the backend cannot multiply with.
   virtual Matrix prepare(ConstView weight) = 0;
 
-  /// y[i] = table[tokens[i]].  table [V, C] any float type, y [R, C] real. Tokens have been checked.
+  /// y[i] = table[tokens[i]].  table [V, C] any float or quantised type, y [R, C] real. Tokens have been
+  /// checked.
   virtual void embed(std::span<const int32_t> tokens, ConstView table, View y) = 0;
 
   /// Over the last dimension, biased variance. x [R, C] real, gain and bias [C] real, y [R, C] real or

@@ -6,13 +6,6 @@
 #include "base/error.h"
 
 namespace rwkvx {
-namespace {
-
-constexpr int64_t kMostRows = 2048;
-constexpr int64_t kLogitsBytes = int64_t{64} << 20;
-
-}  // namespace
-
 double cross_entropy(std::span<const float> logits, int32_t target) {
   const float max = *std::max_element(logits.begin(), logits.end());
   double sum = 0;
@@ -21,43 +14,30 @@ double cross_entropy(std::span<const float> logits, int32_t target) {
 }
 
 TokenLosses::TokenLosses(std::shared_ptr<const Model> model)
-    : model_(std::move(model)), arena_(model_->ops().allocator()) {}
+    : vocab_(model->config().vocab), stream_(std::move(model)) {}
 
 std::vector<float> TokenLosses::of(std::span<const int32_t> tokens, const Progress& progress) {
-  Ops& ops = model_->ops();
-  RWKVX_ASSERT(ops.real() == DType::f32);
-  const int64_t V = model_->config().vocab;
-  const size_t slice = static_cast<size_t>(std::clamp<int64_t>(kLogitsBytes / (4 * V), 1, kMostRows));
   std::vector<float> losses;
   if (tokens.size() < 2) return losses;
-  if (const int32_t last = tokens.back(); last < 0 || last >= V) {  // the only one that is not fed
-    fail("token {} at position {} is outside the model's vocabulary of {}", last, tokens.size() - 1, V);
+  if (const int32_t last = tokens.back(); last < 0 || last >= vocab_) {  // the only one that is not fed
+    fail("token {} at position {} is outside the model's vocabulary of {}", last, tokens.size() - 1, vocab_);
   }
-  losses.reserve(tokens.size() - 1);
-  State state = model_->new_state();
   const size_t total = tokens.size() - 1;  // the last token is only predicted
-  for (size_t done = 0; done < total;) {
-    if (progress) progress(done, total);
-    const size_t n = std::min(slice, total - done);
-    {
-      const Arena::Scope scope(arena_);
-      const View logits = arena_.take(DType::f32, {static_cast<int64_t>(n), V});
-      const SequenceInput input{tokens.subspan(done, n), &state};
-      model_->forward(std::span(&input, 1), LogitsOf::all, logits, arena_);
-      logits_.resize(n * static_cast<size_t>(V));
-      ops.download(logits.data(), std::as_writable_bytes(std::span(logits_)));
-    }
-    for (size_t i = 0; i < n; ++i) {
-      const auto row = std::span(logits_).subspan(i * static_cast<size_t>(V), static_cast<size_t>(V));
-      const double loss = cross_entropy(row, tokens[done + i + 1]);
+  losses.reserve(total);
+  stream_.begin(tokens.first(total));
+  if (progress) progress(0, total);
+  const auto V = static_cast<size_t>(vocab_);
+  for (auto logits = stream_.next(); !logits.empty(); logits = stream_.next()) {
+    for (; !logits.empty(); logits = logits.subspan(V)) {
+      const size_t i = losses.size() + 1;
+      const double loss = cross_entropy(logits.first(V), tokens[i]);
       if (!std::isfinite(loss)) {
-        fail("the logits after {} tokens are not finite; are all values of the checkpoint?", done + i + 1);
+        fail("the logits after {} tokens are not finite; are all values of the checkpoint?", i);
       }
       losses.push_back(static_cast<float>(loss));
     }
-    done += n;
+    if (progress) progress(losses.size(), total);
   }
-  if (progress) progress(total, total);
   return losses;
 }
 

@@ -5,12 +5,11 @@
 #include <vector>
 
 #include "base/progress.h"
-#include "model/model.h"
+#include "runtime/logits_stream.h"
 
 namespace rwkvx {
 
-/// How well a model predicts each token of a text, in one pass of bounded work space: the text is streamed
-/// through a state, and logits exist for a slice of it at a time.
+/// How well a model predicts each token of a text, in one pass of bounded work space.
 class TokenLosses {
  public:
   explicit TokenLosses(std::shared_ptr<const Model> model);
@@ -21,9 +20,8 @@ class TokenLosses {
   std::vector<float> of(std::span<const int32_t> tokens, const Progress& progress = {});
 
  private:
-  std::shared_ptr<const Model> model_;
-  Arena arena_;
-  std::vector<float> logits_;  // of a slice, on the host
+  int64_t vocab_;
+  LogitsStream stream_;
 };
 
 /// log Σ exp(logits) - logits[target]. NaN where a logit is.

@@ -1,10 +1,12 @@
 #include "tensor/convert.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 
 #include "base/error.h"
+#include "tensor/quantise.h"
 
 namespace rwkvx {
 namespace {
@@ -47,6 +49,34 @@ void with_type(const V& x, F f) {
   }
 }
 
+constexpr int64_t kPiece = 4096;  // elements of quantised tensors that pass through float32 at a time
+
+ConstView piece_of(ConstView x, int64_t begin, int64_t count) {
+  return {static_cast<const std::byte*>(x.data()) + bytes_of(x.dtype(), begin), x.dtype(), Shape{count}};
+}
+View piece_of(View x, int64_t begin, int64_t count) {
+  return {static_cast<std::byte*>(x.data()) + bytes_of(x.dtype(), begin), x.dtype(), Shape{count}};
+}
+
+void convert_quantised(ConstView from, View to) {
+  const int64_t n = from.elements();
+  std::array<float, kPiece> values;
+  for (int64_t begin = 0; begin < n; begin += kPiece) {
+    const int64_t count = std::min(kPiece, n - begin);
+    const View piece(values.data(), DType::f32, {count});
+    if (is_quantised(from.dtype())) {
+      dequantise(piece_of(from, begin, count).data(), from.dtype(), values.data(), count);
+    } else {
+      convert(piece_of(from, begin, count), piece);
+    }
+    if (is_quantised(to.dtype())) {
+      quantise(values.data(), to.dtype(), piece_of(to, begin, count).data(), count);
+    } else {
+      convert(piece, piece_of(to, begin, count));
+    }
+  }
+}
+
 template <typename Bits>
 int64_t count_exponent(const Bits* bits, int64_t n, Bits mask) {
   int64_t count = 0;
@@ -72,9 +102,13 @@ void transpose_as(const void* from, void* to, int64_t m, int64_t n) {
 
 void convert(ConstView from, View to) {
   RWKVX_ASSERT(from.elements() == to.elements());
-  if (from.dtype() == to.dtype() && is_float(from.dtype())) {
+  if (from.dtype() == to.dtype() && (is_float(from.dtype()) || is_computable(from.dtype()))) {
     std::memcpy(to.data(), from.data(), from.bytes());
     return;
+  }
+  const auto known = [](DType type) { return is_float(type) || is_computable(type); };
+  if (known(from.dtype()) && known(to.dtype()) && (is_quantised(from.dtype()) || is_quantised(to.dtype()))) {
+    return convert_quantised(from, to);
   }
   const int64_t n = from.elements();
   with_type(from, [&](const auto* x) {
@@ -96,7 +130,7 @@ int64_t count_not_finite(ConstView x) {
     case DType::f16:
       return count_exponent<uint16_t>(static_cast<const uint16_t*>(x.data()), n, 0x7c00u);
     default:
-      return 0;
+      return count_not_finite_blocks(x.data(), x.dtype(), n);
   }
 }
 

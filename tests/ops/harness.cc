@@ -10,6 +10,7 @@
 #include "base/hash.h"
 #include "ops/reference/access.h"
 #include "ops/reference/reference_ops.h"
+#include "tensor/quantise.h"
 
 namespace rwkvx::test {
 
@@ -60,6 +61,21 @@ struct Run::Tensor {
   std::vector<std::byte> before;  // the block as it was uploaded
 };
 
+namespace {
+
+std::vector<double> numbers(const void* data, DType dtype, int64_t count) {
+  if (is_quantised(dtype)) {
+    std::vector<float> values(static_cast<size_t>(count));
+    dequantise(data, dtype, values.data(), count);
+    return {values.begin(), values.end()};
+  }
+  std::vector<double> values(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) values[static_cast<size_t>(i)] = reference::load(data, dtype, i);
+  return values;
+}
+
+}  // namespace
+
 Run::Run(Ops& ops, const Ops& tested, uint64_t seed) : ops_(ops), tested_(tested), random_(seed) {}
 
 Run::Run(Ops& ops, const Run& like, const std::string& changed, int64_t at, double step)
@@ -87,15 +103,23 @@ View Run::make(const std::string& name, Type type, Shape shape, const Values* va
   tensor->before.assign(tensor->bytes + 2 * kGuard, kGuardByte);
   std::vector<double> known;
   if (values && like_ != nullptr && like_->has(name)) known = like_->initial(name);
+  std::vector<float> unquantised;
   for (int64_t i = 0; i < shape.elements(); ++i) {
     // An output starts as NaN, so that an element that is not written fails.
     double value = NAN;
     if (!known.empty()) {
       value = known[static_cast<size_t>(i)] + (name == changed_ && i == changed_at_ ? step_ : 0);
     } else if (values) {
-      value = rounded((*values)(random_), tested);
+      value = is_quantised(tested) ? (*values)(random_) : rounded((*values)(random_), tested);
     }
-    reference::store(tensor->before.data() + kGuard, dtype, i, value);
+    if (is_quantised(dtype)) {
+      unquantised.push_back(static_cast<float>(value));
+    } else {
+      reference::store(tensor->before.data() + kGuard, dtype, i, value);
+    }
+  }
+  if (!unquantised.empty()) {
+    quantise(unquantised.data(), dtype, tensor->before.data() + kGuard, shape.elements());
   }
   tensor->block = ops_.allocator().allocate(tensor->before.size());
   ops_.upload(tensor->before, tensor->block);
@@ -128,11 +152,7 @@ bool Run::is_output(const std::string& name) const { return find(name).is_output
 
 std::vector<double> Run::initial(const std::string& name) const {
   const Tensor& tensor = find(name);
-  std::vector<double> result(static_cast<size_t>(tensor.view.elements()));
-  for (size_t i = 0; i < result.size(); ++i) {
-    result[i] = reference::load(tensor.before.data() + kGuard, tensor.view.dtype(), static_cast<int64_t>(i));
-  }
-  return result;
+  return numbers(tensor.before.data() + kGuard, tensor.view.dtype(), tensor.view.elements());
 }
 
 std::vector<std::string> Run::outputs() const {
@@ -152,11 +172,7 @@ std::vector<std::byte> Run::download(const Tensor& tensor) const {
 std::vector<double> Run::values(const std::string& name) const {
   const Tensor& tensor = find(name);
   const auto block = download(tensor);
-  std::vector<double> result(static_cast<size_t>(tensor.view.elements()));
-  for (size_t i = 0; i < result.size(); ++i) {
-    result[i] = reference::load(block.data() + kGuard, tensor.view.dtype(), static_cast<int64_t>(i));
-  }
-  return result;
+  return numbers(block.data() + kGuard, tensor.view.dtype(), tensor.view.elements());
 }
 
 double Run::max_abs(const std::string& name) const { return max_norm(name, 1); }

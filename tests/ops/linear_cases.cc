@@ -33,7 +33,9 @@ struct Product {
 struct LinearCase final : OpCase {
   int64_t rows;
   std::vector<Product> products;
-  LinearCase(int64_t r, std::vector<Product> p) : rows(r), products(std::move(p)) {}
+  Precision precision;
+  LinearCase(int64_t r, std::vector<Product> p, Precision q)
+      : rows(r), products(std::move(p)), precision(q) {}
 
   std::string describe() const override {
     std::string text = fmt::format("linear R={}", rows);
@@ -75,7 +77,14 @@ struct LinearCase final : OpCase {
     const Product& p = products[i];
     const double size =
         reference.max_norm(fmt::format("x{}", i), p.in) * reference.max_norm(fmt::format("w{}", i), p.in);
-    const double error = sum_error(p.in) * size;
+    double error = sum_error(p.in) * size;
+    if (is_quantised(p.weight) && precision == Precision::bf16) {
+      // Of few rows, x is rounded to 8 bits in blocks of 32, by up to max|x| / 254 each; of many, the weights
+      // to bf16.
+      const double x = reference.max_abs(fmt::format("x{}", i));
+      const double w = reference.max_norm(fmt::format("w{}", i), p.in);
+      error += std::max(w * std::sqrt(static_cast<double>(p.in)) * x / 254, kBf16 * size);
+    }
     switch (p.activation) {
       case Activation::none:
         return {error, p.add ? 2 * kF32 : 0};
@@ -87,6 +96,15 @@ struct LinearCase final : OpCase {
     }
     return {};
   }
+
+  /// x of normal values, rounded to 8 bits: 2.1 / 127 / √12 = 0.5% of its size; a square doubles it.
+  double norm_bound(const Run& reference, const std::string& output) const override {
+    const Product& p = products[static_cast<size_t>(std::stoi(output.substr(1)))];
+    if (!is_quantised(p.weight) || precision != Precision::bf16) {
+      return OpCase::norm_bound(reference, output);
+    }
+    return 0x1p-6;
+  }
 };
 
 }  // namespace
@@ -94,7 +112,7 @@ struct LinearCase final : OpCase {
 Cases linear_cases(Precision precision) {
   Cases cases;
   const auto add = [&](int64_t rows, std::vector<Product> products) {
-    cases.push_back(std::make_unique<LinearCase>(rows, std::move(products)));
+    cases.push_back(std::make_unique<LinearCase>(rows, std::move(products), precision));
   };
   for (const DType weight : {DType::f32, DType::bf16, DType::f16}) {
     for (const int64_t rows : {1, 2, 3, 4, 5, 7, 8, 9, 17, 33, 64, 129}) {
@@ -114,6 +132,16 @@ Cases linear_cases(Precision precision) {
     add(33, {{768, 257, weight, kActive}});
     add(1, {{7, 3, weight}, {33, 66, weight, kActive, Activation::tanh}});
     add(9, {{7, 3, weight}, {33, 66, weight, kActive, Activation::tanh}});
+  }
+  for (const DType weight : {DType::q8_0, DType::q4_0, DType::q4_k, DType::q5_k, DType::q6_k}) {
+    const int64_t block = info(weight).block_elements;
+    for (const int64_t rows : {1, 2, 3, 4, 5, 8, 9, 16, 33, 65}) {
+      add(rows, {{block, 1, weight}});
+      add(rows, {{3 * block, 18, weight, kReal, Activation::none, true}});
+      add(rows, {{block, 65, weight, kActive, Activation::relu_squared}});
+    }
+    add(1, {{768, 257, weight}});
+    add(7, {{256, 64, weight, kActive, Activation::tanh}, {256, 130, weight}, {256, 40, DType::bf16}});
   }
   // Several products at once, of different weights and sizes.
   for (const int64_t rows : {1, 6, 20}) {

@@ -10,6 +10,7 @@
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/linear.h"
 #include "ops/cpu/thread_pool.h"
+#include "tensor/quantise.h"
 
 namespace rwkvx {
 namespace {
@@ -35,8 +36,8 @@ class CpuOps final : public Ops {
   Matrix prepare(ConstView weight) override {
     RWKVX_ASSERT(weight.shape().rank() == 2);
     const DType type = weight.dtype();
-    if (type != DType::f32 && type != DType::bf16 && type != DType::f16) {
-      fail("the cpu backend cannot multiply with {} weights; convert them to f32, bf16 or f16",
+    if (type != DType::f32 && type != DType::bf16 && type != DType::f16 && !is_computable(type)) {
+      fail("the cpu backend cannot multiply with {} weights; convert them to f32, bf16, f16 or q8_0",
            rwkvx::name(type));
     }
     return {weight, nullptr};

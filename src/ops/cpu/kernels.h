@@ -14,7 +14,7 @@ void layer_norm_rows(ConstView x, ConstView gain, ConstView bias, float eps, Vie
 /// The rows of one sequence or a part of them. `before` [C] is the row before the first.
 void token_shift_rows(ConstView x, ConstView mix, const float* before, std::span<const View> y, int64_t begin,
                       int64_t end);
-/// Types converted between f32, bf16 and f16 (from) and f32, bf16 (to).
+/// Types converted: f32, bf16, f16 and whole blocks of quantised types (from) to f32 and bf16.
 void convert(const void* from, DType from_type, void* to, DType to_type, int64_t count);
 
 // time_mix.cc: rows begin .. end.

@@ -1,6 +1,7 @@
 #include "ops/cpu/linear.h"
 
 #include "base/assert.h"
+#include "ops/cpu/kernels.h"
 #include "ops/cpu/linear_decode.h"
 
 namespace rwkvx::cpu {
@@ -54,11 +55,11 @@ void Linear::run_few(std::span<const LinearCall> calls) {
     input += spread_elements(call);
   }
   constexpr uint64_t kWorthThreads = 256 << 10;  // bytes: some 10 µs of one core
-  const auto run_task = [&](int64_t task, int) {
+  const auto run_task = [&](int64_t task, int thread) {
     const float* x = inputs;
     for (const LinearCall& call : calls) {
       if (!few(call)) continue;
-      if (task < blocks(call)) return run_block(call, x, task * kOutBlock);
+      if (task < blocks(call)) return run_block(call, x, task * kOutBlock, thread);
       task -= blocks(call);
       x += spread_elements(call);
     }
@@ -67,16 +68,25 @@ void Linear::run_few(std::span<const LinearCall> calls) {
   for (int64_t task = 0; task < tasks; ++task) run_task(task, 0);
 }
 
-void Linear::run_block(const LinearCall& call, const float* x, int64_t first) const {
+void Linear::run_block(const LinearCall& call, const float* x, int64_t first, int thread) {
   alignas(64) float sums[kFewRows * kOutBlock];
   const int64_t outs = std::min(kOutBlock, call.w->out() - first);
   if (outs < kOutBlock) std::fill(std::begin(sums), std::end(sums), 0.0f);
+  ConstView weight = call.w->weight;
+  int64_t first_in_weight = first;
+  if (is_quantised(weight.dtype())) {
+    const ConstView block = weight.rows(first, outs);
+    float* values = blocks_[static_cast<size_t>(thread)].take<float>(kOutBlock * call.w->in());
+    convert(block.data(), block.dtype(), values, DType::f32, block.elements());
+    weight = ConstView(values, DType::f32, block.shape());
+    first_in_weight = 0;
+  }
   for (int64_t row = 0; row < call.x.dim(0); row += kFewRows) {
     const int64_t rows = std::min(kFewRows, call.x.dim(0) - row);
     if (by_bf16_dot(call)) {
       dot_few_rows_bf16(call.w->weight, first, outs, call.x.rows(row, rows).as<BFloat16>(), rows, sums);
     } else {
-      dot_few_rows(call.w->weight, first, outs, x + row * padded(call), rows, padded(call), sums);
+      dot_few_rows(weight, first_in_weight, outs, x + row * padded(call), rows, padded(call), sums);
     }
     finish_few_rows(call, row, rows, first, outs, sums);
   }

@@ -13,12 +13,16 @@ namespace rwkvx::cpu {
 /// Ops::linear(): chooses by the number of rows.
 class Linear {
  public:
-  explicit Linear(ThreadPool& pool) : pool_(pool), bf16_dot_(has_bf16_dot()), many_rows_(pool) {}
+  explicit Linear(ThreadPool& pool)
+      : pool_(pool),
+        bf16_dot_(has_bf16_dot()),
+        many_rows_(pool),
+        blocks_(static_cast<size_t>(pool.threads())) {}
   void run(std::span<const LinearCall> calls);
 
  private:
   void run_few(std::span<const LinearCall> calls);
-  void run_block(const LinearCall& call, const float* x, int64_t first) const;
+  void run_block(const LinearCall& call, const float* x, int64_t first, int thread);
   bool by_bf16_dot(const LinearCall& call) const;
   int64_t spread_elements(const LinearCall& call) const;
 
@@ -26,6 +30,7 @@ class Linear {
   bool bf16_dot_;
   ManyRows many_rows_;
   Scratch inputs_;
+  std::vector<Scratch> blocks_;  // of quantised weights as float32; one for each thread
   std::vector<const LinearCall*> many_;
 };
 

@@ -101,9 +101,11 @@ dnnl::primitive_attr attributes(Activation activation, bool add) {
   return attr;
 }
 
-/// The type that a call multiplies in: x's, or float32 where weights of another type would lose bits in it.
+/// The type that a call multiplies in: x's, or float32 where weights of another float type would lose bits in
+/// it. Quantised weights have lost more than bf16 takes from them.
 DType product_type(const LinearCall& call) {
-  return call.x.dtype() == call.w->weight.dtype() ? call.x.dtype() : DType::f32;
+  const DType weight = call.w->weight.dtype();
+  return call.x.dtype() == weight || is_quantised(weight) ? call.x.dtype() : DType::f32;
 }
 /// Results pass through float32 memory before they are rounded: oneDNN has no f32 × f32 → bf16.
 bool rounds_later(const LinearCall& call) {
@@ -198,8 +200,8 @@ void ManyRows::run_part(const Part& part, ThreadState& thread) const {
   const int64_t in = call.w->in(), out = call.w->out();
   const void* w = at(weight, part.out * in);
   if (product_type(call) != weight.dtype()) {
-    float* copy = thread.weight.take<float>(part.outs * in);
-    convert(w, weight.dtype(), copy, DType::f32, part.outs * in);
+    void* copy = thread.weight.take<float>(part.outs * in);
+    convert(w, weight.dtype(), copy, product_type(call), part.outs * in);
     w = copy;
   }
   const auto y_row = [&](int64_t r) {

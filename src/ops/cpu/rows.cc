@@ -4,8 +4,11 @@
 // After targets.h.
 #include "hwy/foreach_target.h"
 // After foreach_target.h.
+#include <array>
+
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/simd-inl.h"
+#include "tensor/quantise.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace rwkvx::cpu::HWY_NAMESPACE {
@@ -27,16 +30,6 @@ void convert(const void* from, DType from_type, void* to, DType to_type, int64_t
     if (from_type == DType::f16) return convert_typed(static_cast<const Float16*>(from), y, count);
     with_real_or_bf16(from_type, from, [&](auto* x) { convert_typed(x, y, count); });
   });
-}
-
-void embed_rows(std::span<const int32_t> tokens, ConstView table, View y, int64_t begin, int64_t end) {
-  const int64_t width = y.dim(1);
-  const auto row_bytes = static_cast<int64_t>(bytes_of(table.dtype(), width));
-  for (int64_t t = begin; t < end; ++t) {
-    const auto* row =
-        static_cast<const std::byte*>(table.data()) + tokens[static_cast<size_t>(t)] * row_bytes;
-    convert(row, table.dtype(), y.as<float>() + t * width, DType::f32, width);
-  }
 }
 
 void layer_norm_rows(ConstView x, ConstView gain, ConstView bias, float eps, View y, int64_t begin,
@@ -102,15 +95,29 @@ HWY_AFTER_NAMESPACE();
 namespace rwkvx::cpu {
 
 HWY_EXPORT(convert);
-HWY_EXPORT(embed_rows);
 HWY_EXPORT(layer_norm_rows);
 HWY_EXPORT(token_shift_rows);
 
 void convert(const void* from, DType from_type, void* to, DType to_type, int64_t count) {
-  HWY_DYNAMIC_DISPATCH(convert)(from, from_type, to, to_type, count);
+  if (!is_quantised(from_type)) return HWY_DYNAMIC_DISPATCH(convert)(from, from_type, to, to_type, count);
+  if (to_type == DType::f32) return dequantise(from, from_type, static_cast<float*>(to), count);
+  constexpr int64_t kPiece = 4096;
+  alignas(64) std::array<float, kPiece> piece;
+  for (int64_t i = 0; i < count; i += kPiece) {
+    const int64_t n = std::min(kPiece, count - i);
+    dequantise(static_cast<const std::byte*>(from) + bytes_of(from_type, i), from_type, piece.data(), n);
+    auto* at = static_cast<std::byte*>(to) + bytes_of(to_type, i);
+    HWY_DYNAMIC_DISPATCH(convert)(piece.data(), DType::f32, at, to_type, n);
+  }
 }
 void embed_rows(std::span<const int32_t> tokens, ConstView table, View y, int64_t begin, int64_t end) {
-  HWY_DYNAMIC_DISPATCH(embed_rows)(tokens, table, y, begin, end);
+  const int64_t width = y.dim(1);
+  const auto row_bytes = static_cast<int64_t>(bytes_of(table.dtype(), width));
+  for (int64_t t = begin; t < end; ++t) {
+    const auto* row =
+        static_cast<const std::byte*>(table.data()) + tokens[static_cast<size_t>(t)] * row_bytes;
+    convert(row, table.dtype(), y.as<float>() + t * width, DType::f32, width);
+  }
 }
 void layer_norm_rows(ConstView x, ConstView gain, ConstView bias, float eps, View y, int64_t begin,
                      int64_t end) {

@@ -9,6 +9,8 @@
 #include "ops/reference/access.h"
 #include "ops/reference/kv_rows.h"
 #include "ops/reference/reference_training.h"
+#include "tensor/convert.h"
+#include "tensor/quantise.h"
 
 namespace rwkvx {
 namespace {
@@ -44,15 +46,19 @@ class ReferenceOps final : public Ops {
 
   Matrix prepare(ConstView weight) override {
     RWKVX_ASSERT(weight.shape().rank() == 2);
+    if (is_computable(weight.dtype())) {
+      auto values = std::make_shared<Buffer>(DType::f32, weight.shape());
+      convert(weight, *values);
+      return {values->view(), values};
+    }
     if (!is_float(weight.dtype()))
       fail("the reference backend cannot multiply with {} weights", rwkvx::name(weight.dtype()));
     return {weight, nullptr};
   }
 
   void embed(std::span<const int32_t> tokens, ConstView table, View y) override {
-    for (int64_t t = 0; t < y.dim(0); ++t) {
-      for (int64_t c = 0; c < y.dim(1); ++c) put(y, t, c, at(table, tokens[static_cast<size_t>(t)], c));
-    }
+    for (int64_t t = 0; t < y.dim(0); ++t)
+      convert(table.rows(tokens[static_cast<size_t>(t)], 1), y.rows(t, 1));
   }
 
   void layer_norm(ConstView x, ConstView gain, ConstView bias, float eps, View y) override {
