@@ -1,14 +1,18 @@
 // rwkvx data: token files for training.
+#include <unistd.h>
+
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/random.h"
 #include "cli/options.h"
+#include "cli/show_batch.h"
 #include "cli/terminal.h"
 #include "training/magic_prime.h"
 #include "training/pack.h"
 #include "training/prepare.h"
+#include "training/run_data.h"
 
 namespace rwkvx::cli {
 namespace {
@@ -153,13 +157,40 @@ void show_info(const DataInfoFlags& flags) {
 }
 
 struct SampleFlags {
-  std::string input;
+  std::string input, mixture;
+  int64_t context = 0, phase = 1;
   VocabularyFlags vocabulary;
   uint64_t count = 1, seed = 0, most = 500;
   std::optional<uint64_t> document;
 };
 
+/// Samples of a mixture as a run would train on them.
+void show_mixture(const SampleFlags& flags) {
+  const auto tokenizer = flags.vocabulary.load();
+  const int64_t vocab = tokenizer->vocab_size();
+  const auto mixture = read_mixture(flags.mixture, flags.input, flags.seed, *tokenizer, vocab);
+  MixtureView view{flags.context, flags.seed, vocab, nullptr, {}};
+  if (!mixture->phases().empty()) {
+    if (static_cast<size_t>(flags.phase) > mixture->phases().size())
+      fail("{}: there is no phase {}; it has {}", flags.mixture, flags.phase, mixture->phases().size());
+    view.phase = &mixture->phases()[static_cast<size_t>(flags.phase) - 1];
+    if (view.context == 0) view.context = view.phase->context;
+  }
+  if (view.context == 0) view.context = 1024;
+  const auto data = make_mixture_data(mixture, view);
+  for (uint64_t i = 0; i < flags.count; ++i) {
+    TrainBatch batch;
+    data->add(i, batch);
+    const auto resets = std::count(batch.resets.begin(), batch.resets.end(), 1);
+    print(fmt::format("--- sample {}: {} tokens, {} answers, {} resets\n", i, batch.rows(),
+                      batch.answers.size(), resets));
+    print(shown(batch, *tokenizer, ::isatty(STDOUT_FILENO) != 0));
+  }
+}
+
 void show_sample(const SampleFlags& flags) {
+  if (!flags.mixture.empty()) return show_mixture(flags);
+  if (flags.input.empty()) throw UsageError("name a token file, or pass --mixture");
   const TokenFile file = TokenFile::open(flags.input);
   const auto tokenizer = flags.vocabulary.load();
   if (file.documents() == 0) fail("{}: there are no documents in it", file.path().string());
@@ -241,9 +272,18 @@ void add_data(CLI::App& app) {
   command->add_flag("--json", info_flags->json, "As JSON");
   command->callback([info_flags] { show_info(*info_flags); });
 
-  command = data->add_subcommand("sample", "Show documents of a token file as text");
+  command =
+      data->add_subcommand("sample", "Show documents of a token file, or samples of a mixture, as text");
   auto sample_flags = std::make_shared<SampleFlags>();
-  command->add_option("NAME", sample_flags->input, "Token file")->required();
+  command->add_option("NAME", sample_flags->input, "Token file; with --mixture: the text of its sources");
+  command->add_option("--mixture", sample_flags->mixture, "Show what this mixture trains on (.json)")
+      ->check(CLI::ExistingFile);
+  command
+      ->add_option("--context", sample_flags->context, "Tokens of a mixture's samples (default: the phase's)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  command->add_option("--phase", sample_flags->phase, "Phase of the mixture, from 1")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+      ->capture_default_str();
   sample_flags->vocabulary.add(*command);
   command->add_option("--count", sample_flags->count, "How many, drawn at random")
       ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 32))

@@ -31,26 +31,36 @@ std::string human_count(int64_t n) {
 /// One line that is rewritten at a terminal; lines now and then elsewhere.
 class StepLine {
  public:
+  explicit StepLine(bool contexts) : contexts_(contexts) {}
   void show(const StepReport& r) {
     const Clock::time_point now = Clock::now();
     const bool terminal = ::isatty(STDERR_FILENO) != 0, last = r.progress.step == r.steps;
     const auto interval = terminal ? std::chrono::milliseconds(200) : std::chrono::milliseconds(10000);
-    if (now - shown_ < interval && !last && !r.held_out) return;
+    if (now - shown_ < interval && !last && !r.evaluated()) return;
     shown_ = now;
     std::string line = fmt::format(
-        "step {}/{}  loss {:.4f}  smoothed {:.4f}  {:.0f} tokens/s  gradient {:.3f}  lr {:.2e}  {} left  {}",
-        r.progress.step, r.steps, r.loss, r.smoothed_loss, r.tokens_per_second, r.gradient_norm, r.rate,
-        human_time(r.seconds_left), human_bytes(r.peak_bytes));
+        "step {}/{}  {}loss {:.4f}  smoothed {:.4f}  {:.0f} tokens/s  gradient {:.3f}  lr {:.2e}  {} left  "
+        "{}",
+        r.progress.step, r.steps, contexts_ ? fmt::format("context {}  ", r.context) : "", r.loss,
+        r.smoothed_loss, r.tokens_per_second, r.gradient_norm, r.rate, human_time(r.seconds_left),
+        human_bytes(r.peak_bytes));
     if (r.gate_hits) fmt::format_to(std::back_inserter(line), "  gate hits {:.0f}%", 100 * *r.gate_hits);
+    const auto percent = [&](const char* what, const std::optional<double>& share) {
+      if (share) fmt::format_to(std::back_inserter(line), "  {} {:.0f}%", what, 100 * *share);
+    };
+    percent("answers", r.answers);
     if (r.held_out) fmt::format_to(std::back_inserter(line), "  held out {:.4f}", *r.held_out);
+    percent("held-out answers", r.held_out_answers);
+    percent("after resets", r.answers_after_reset);
     // Held-out losses stay to be read; at a terminal the rest is overwritten.
-    const bool stays = !terminal || r.held_out || last;
+    const bool stays = !terminal || r.evaluated() || last;
     fmt::print(stderr, "{}{}{}", terminal ? "\r\033[K" : "", line, stays ? "\n" : "");
     std::fflush(stderr);
   }
 
  private:
   using Clock = std::chrono::steady_clock;
+  bool contexts_;  // they change
   Clock::time_point shown_{};
 };
 
@@ -103,7 +113,7 @@ void run(const TrainFlags& flags) {
              trained == all ? "" : fmt::format(", {} of them train", human_count(trained)),
              settled.accumulate, settled.batch, settled.context,
              flags.resume ? fmt::format("; going on behind step {}", trainer->progress().step) : "");
-  StepLine line;
+  StepLine line(trainer->phases().size() > 1);
   const Trainer::End end =
       trainer->run([&](const StepReport& r) { line.show(r); }, [] { return interrupted().load(); });
   draw_losses(folder);

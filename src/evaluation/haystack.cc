@@ -3,17 +3,13 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "retrieval/sentence.h"
 
 namespace rwkvx {
 namespace {
 
 /// How far a needle may move to stand between two sentences, in tokens.
 constexpr int64_t kFarthest = 2048;
-
-bool ends_sentence(std::string_view token) {
-  const size_t last = token.find_last_not_of(" \t\r\n\"')");
-  return last != token.npos && (token[last] == '.' || token[last] == '!' || token[last] == '?');
-}
 
 }  // namespace
 
@@ -38,11 +34,6 @@ int64_t Haystack::sentence_end_before(int64_t place) const {
     if (sentence_ends[static_cast<size_t>(p - 1)]) return p;
   }
   return place <= kFarthest ? 0 : place;
-}
-
-std::string noise_text(std::string_view separator) {
-  return "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again." +
-         std::string(separator);
 }
 
 std::vector<Path> text_files(std::span<const Path> paths) {

@@ -25,10 +25,6 @@ struct Haystack {
   int64_t sentence_end_before(int64_t place) const;
 };
 
-/// The repeated noise of the pass key task (Mohtashami and Jaggi 2023, "Landmark Attention"): once, with
-/// `separator` behind it. RULER puts each repetition on a line of its own.
-std::string noise_text(std::string_view separator);
-
 /// Files as they are named, and the files of folders by name. Errors: a folder that cannot be read or has no
 /// files.
 std::vector<Path> text_files(std::span<const Path> paths);

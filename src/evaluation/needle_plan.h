@@ -7,7 +7,7 @@
 
 #include "base/file.h"
 #include "evaluation/haystack.h"
-#include "evaluation/needle_task.h"
+#include "retrieval/needle_task.h"
 #include "tokenizer/tokenizer.h"
 
 namespace rwkvx {

@@ -161,12 +161,12 @@ void TrainingModel::run_blocks(Pass& pass, uint64_t activation_bytes) {
   }
 }
 
-std::vector<float> TrainingModel::head(Pass& pass, ConstView normed, std::span<const float> weights,
-                                       double divisor, float l2wrap, View d) {
+RowScores TrainingModel::head(Pass& pass, ConstView normed, std::span<const float> weights, double divisor,
+                              float l2wrap, View d) {
   const int64_t R = normed.dim(0), V = parameters_.config().vocab;
   const Matrix& w = parameters_.weights().head;
   const View dw = parameters_.gradients().head;
-  const View losses = arena_.take(ops().real(), {R});
+  const View losses = arena_.take(ops().real(), {R}), hits = arena_.take(ops().real(), {R});
   const int64_t slice = std::clamp<int64_t>(kLogits / V, 1, R);
   const View memory = arena_.take(ops().real(), {slice, V});
   for (int64_t row = 0; row < R; row += slice) {
@@ -180,16 +180,17 @@ std::vector<float> TrainingModel::head(Pass& pass, ConstView normed, std::span<c
                                     .scale = static_cast<float>(1 / divisor),
                                     .l2wrap = l2wrap,
                                     .losses = losses.rows(row, rows),
-                                    .dlogits = d ? logits : View()});
+                                    .dlogits = d ? logits : View(),
+                                    .hits = hits.rows(row, rows)});
     if (!d) continue;
     ops().training().linear_backward(
         {.dy = logits, .x = normed.rows(row, rows), .w = &w, .dx = d.rows(row, rows), .dw = dw});
   }
-  const std::vector<double> host = to_host(ops(), losses);
-  return std::vector<float>(host.begin(), host.end());
+  const std::vector<double> host_losses = to_host(ops(), losses), host_hits = to_host(ops(), hits);
+  return {{host_losses.begin(), host_losses.end()}, {host_hits.begin(), host_hits.end()}};
 }
 
-std::vector<float> TrainingModel::losses(const TrainingBatch& batch) {
+RowScores TrainingModel::scores(const TrainingBatch& batch) {
   check(batch);
   const Arena::Scope scope(arena_);
   Pass pass;
@@ -310,14 +311,16 @@ TrainingResult TrainingModel::forward_backward(const TrainingBatch& batch, const
     const View normed = arena_.take(ops().active(), rows);
     ops().layer_norm(pass.x, w.ln_out.gain, w.ln_out.bias, kNormEps, normed);
     if (options.longce) {
-      const std::vector<float> full = head(pass, normed, {}, 1, 0, {});
+      const std::vector<float> full = head(pass, normed, {}, 1, 0, {}).losses;
       result.longce = longce_weights(batch, *options.longce, full);
       if (weights.empty()) weights.assign(full.size(), 1.0f);
       for (size_t i = 0; i < weights.size(); ++i) weights[i] *= result.longce[i];
     }
     const double divisor = options.divisor > 0 ? options.divisor : static_cast<double>(rows[0]);
     const View d_normed = arena_.take(ops().real(), rows);
-    result.losses = head(pass, normed, weights, divisor, options.l2wrap, d_normed);
+    RowScores scores = head(pass, normed, weights, divisor, options.l2wrap, d_normed);
+    result.losses = std::move(scores.losses);
+    result.hits = std::move(scores.hits);
     training.layer_norm_backward({.x = pass.x,
                                   .gain = w.ln_out.gain,
                                   .eps = kNormEps,

@@ -39,11 +39,18 @@ struct TrainingOptions {
   uint64_t activation_bytes = uint64_t{3} << 29;
 };
 
+/// How well each row predicts its target.
+struct RowScores {
+  std::vector<float> losses;  ///< [R] cross entropy; 0 where there is no target
+  std::vector<uint8_t> hits;  ///< [R] 1: no token is likelier than the target
+};
+
 struct TrainingResult {
   double loss = 0;            ///< with weights; without L2Wrap and gate loss
   double cross_entropy = 0;   ///< mean over the counted rows, not weighted
   int64_t counted = 0;        ///< rows with a target
   std::vector<float> losses;  ///< [R], not weighted
+  std::vector<uint8_t> hits;  ///< [R] 1: no token is likelier than the target
   std::vector<float> longce;  ///< [R] LongCE weights; empty without LongCE
   double gate_loss = 0;       ///< mean over samples, heads and blocks, without λ
   double gate_hits = 0;       ///< how often the gate's first chunk is the first by attention's mass
@@ -58,8 +65,9 @@ class TrainingModel {
   /// something to train. Errors: a token or target outside the vocabulary, by position.
   TrainingResult forward_backward(const TrainingBatch& batch, const TrainingOptions& options);
 
-  /// Cross entropy of each row, [R]; no gradients.
-  std::vector<float> losses(const TrainingBatch& batch);
+  /// No gradients.
+  RowScores scores(const TrainingBatch& batch);
+  std::vector<float> losses(const TrainingBatch& batch) { return scores(batch).losses; }
 
   /// Most memory that passes have used for activations so far.
   uint64_t activation_bytes() const { return arena_.reserved_bytes(); }
@@ -73,9 +81,9 @@ class TrainingModel {
   void run_block(Pass& pass, size_t index, View x, KeptBlock* keep);
   uint64_t kept_bytes(const BlockRef& block, int64_t rows) const;
   void blocks_backward(Pass& pass, const TrainingOptions& options, View d, TrainingResult& result);
-  /// Cross entropy of all rows; with d, gradients too: of the head, and d [R, C] of the normed rows.
-  std::vector<float> head(Pass& pass, ConstView normed, std::span<const float> weights, double divisor,
-                          float l2wrap, View d);
+  /// Scores of all rows; with d, gradients too: of the head, and d [R, C] of the normed rows.
+  RowScores head(Pass& pass, ConstView normed, std::span<const float> weights, double divisor, float l2wrap,
+                 View d);
   std::vector<float> longce_weights(const TrainingBatch& batch, const LongCe& longce,
                                     std::span<const float> full);
 

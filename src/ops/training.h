@@ -100,6 +100,7 @@ struct CrossEntropy {
   float l2wrap = 0;
   View losses;        ///< [R] real, not weighted
   View dlogits = {};  ///< [R, V], may alias logits; empty: losses only
+  View hits = {};     ///< [R] real: 1 where no token is likelier than the target, else 0; empty: not wanted
 };
 
 /// What the optimizer knows of a tensor.

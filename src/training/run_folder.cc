@@ -144,6 +144,12 @@ void RunFolder::replace_config(const TrainConfig& config) const {
   file.commit();
 }
 
+void RunFolder::keep_mixture(const Path& mixture) const {
+  AtomicFile file(mixture_file());
+  file.write(read_file(mixture));
+  file.commit();
+}
+
 TrainConfig RunFolder::config() const {
   if (!fs::exists(config_file())) fail("{}: there is no run in it (no config.json)", path_.string());
   TrainConfig config;

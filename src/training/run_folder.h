@@ -22,6 +22,7 @@ struct TrainProgress {
 
 /// The folder of a run:
 ///   config.json                    what it was started with, resolved
+///   mixture.json                   the mixture it was started with, if any
 ///   metrics.jsonl                  a line for each logged step
 ///   events.out.tfevents.…          the same for TensorBoard
 ///   checkpoints/step-00001000/     model.safetensors (float32 masters; every command reads it),
@@ -33,12 +34,15 @@ class RunFolder {
   explicit RunFolder(Path path) : path_(std::move(path)) {}
   const Path& path() const { return path_; }
   Path config_file() const { return path_ / "config.json"; }
+  Path mixture_file() const { return path_ / "mixture.json"; }
   Path metrics_file() const { return path_ / "metrics.jsonl"; }
 
   /// Errors: it exists and holds a run already.
   void create(const TrainConfig& config) const;
   /// What a resumed run goes on with.
   void replace_config(const TrainConfig& config) const;
+  /// Copies a mixture, so that the run can go on with it whatever happens to the file.
+  void keep_mixture(const Path& file) const;
   /// The configuration that was saved.
   TrainConfig config() const;
 

@@ -13,6 +13,13 @@ struct TrainBatch {
   std::vector<float> weights;       ///< [R], of each row's loss; empty: 1
   std::vector<uint8_t> resets;      ///< [R]; 1: the WKV states forget what came before this row; empty: none
 
+  /// Rows whose targets are an answer together: right when all of them are.
+  struct Answer {
+    int64_t begin = 0, end = 0;
+    int32_t source = 0;  ///< of a mixture's sources
+  };
+  std::vector<Answer> answers;
+
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
   int64_t sequences() const { return static_cast<int64_t>(offsets.size()) - 1; }
   /// Rows with a target: what a mean is taken over.
@@ -20,6 +27,13 @@ struct TrainBatch {
     int64_t n = 0;
     for (const int32_t target : targets) n += target >= 0;
     return n;
+  }
+  /// Weights of the counted rows: what a weighted mean is taken over.
+  double weight() const {
+    if (weights.empty()) return static_cast<double>(counted());
+    double sum = 0;
+    for (size_t i = 0; i < targets.size(); ++i) sum += targets[i] >= 0 ? static_cast<double>(weights[i]) : 0;
+    return sum;
   }
   void clear() { *this = TrainBatch(); }
 };

@@ -40,7 +40,13 @@ void check(const TrainConfig& c) {
   check_choice("precision", c.precision, {"f32", "bf16"});
   check_choice("backend", c.backend, {"cpu", "reference"});
   check_choice("recompute", c.recompute, {"on", "off", "auto"});
-  if (c.data.empty() == c.chat.empty()) refuse("pass either --data or --chat to train on");
+  if (c.data.empty() && c.chat.empty() && c.mixture.empty())
+    refuse("pass --data, --chat or --mixture to train on");
+  if (!c.chat.empty() && (!c.data.empty() || !c.mixture.empty()))
+    refuse("--chat goes without --data and --mixture");
+  if (!c.chat.empty() && !c.curriculum.empty()) refuse("--curriculum is for --data and --mixture");
+  if (!c.mixture.empty() && c.document_resets)
+    refuse("--document-resets is for --data alone; a mixture has \"resets\"");
   if (c.load.empty()) {
     if (c.stage != "full") refuse("--stage {} needs a model to go on with: pass --load", c.stage);
     check_range("layers", static_cast<double>(c.layers), 1, 4096);

@@ -21,9 +21,10 @@ struct TrainConfig {
   int64_t chunk_size = 0, chunk_top_k = 0;
   std::string stage = "full";
   // The data
-  std::string data, chat, held_out, vocab;
+  std::string data, chat, mixture, held_out, vocab;
   std::string order = "shuffled";
   bool document_resets = false;
+  std::string curriculum;
   int64_t context = 0, batch = 8, accumulate = 1, steps = 1000;
   int64_t seed = 0;
   // The optimizer
@@ -82,11 +83,15 @@ void TrainConfig::for_each_setting(Self& c, Visit&& visit) {
   group = "Data";
   visit("data", c.data, group, "Token file to train on (NAME of NAME.bin and NAME.idx)");
   visit("chat", c.chat, group, "Or conversations to fine-tune on (.jsonl); only answers count");
+  visit("mixture", c.mixture, group,
+        "Or a file that says what to mix (.json, see docs/formats.md); its text comes from --data");
   visit("held-out", c.held_out, group, "Token file (with --chat: conversations) that is only tested on");
-  visit("vocab", c.vocab, group, "World vocabulary for --chat, or 'byte'");
+  visit("vocab", c.vocab, group, "World vocabulary for --chat and --mixture, or 'byte'");
   visit("order", c.order, group, "Of the windows: shuffled, magic (RWKV-LM's) or sequential");
   visit("document-resets", c.document_resets, group, "Reset the WKV states where a document begins");
   visit("context", c.context, group, "Tokens of each sequence; 0: 1024, or 65536 in the long stage");
+  visit("curriculum", c.curriculum, group,
+        "Contexts by steps, CONTEXT:STEPS,...,CONTEXT such as 256:120,512:350,1024; tokens of a step stay");
   visit("batch", c.batch, group, "Sequences computed at a time");
   visit("accumulate", c.accumulate, group, "Batches that make one step");
   visit("steps", c.steps, group, "Updates of the weights");
@@ -115,7 +120,7 @@ void TrainConfig::for_each_setting(Self& c, Visit&& visit) {
   visit("recompute", c.recompute, group, "on, off or auto: recompute blocks in the backward pass");
   visit("log-every", c.log_every, group, "Steps between lines of metrics.jsonl");
   visit("eval-every", c.eval_every, group, "Steps between held-out losses");
-  visit("eval-windows", c.eval_windows, group, "Samples of a held-out loss");
+  visit("eval-windows", c.eval_windows, group, "Samples of a held-out loss, and of held-out questions");
   visit("save-every", c.save_every, group, "Steps between checkpoints");
   visit("keep", c.keep, group, "Checkpoints that stay");
 }

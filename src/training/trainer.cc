@@ -10,10 +10,10 @@
 #include "base/memory.h"
 #include "base/random.h"
 #include "model/training_model.h"
-#include "training/chat_data.h"
+#include "training/answers.h"
 #include "training/event_file.h"
 #include "training/initialize.h"
-#include "training/training_data.h"
+#include "training/run_data.h"
 
 namespace rwkvx {
 namespace {
@@ -21,26 +21,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr double kSmoothing = 0.98;
-
-std::shared_ptr<const Tokenizer> chat_tokenizer(const TrainConfig& config, int64_t vocab) {
-  if (config.vocab == "byte" || (config.vocab.empty() && vocab == 256)) return make_byte_tokenizer();
-  if (config.vocab.empty())
-    throw UsageError("--chat needs the tokenizer: pass --vocab rwkv_vocab_v20230424.txt, or 'byte'");
-  return read_world_vocabulary(config.vocab);
-}
-
-std::unique_ptr<TrainingData> open_data(const TrainConfig& config, const std::string& name, Order order,
-                                        int64_t vocab) {
-  const auto seed = static_cast<uint64_t>(config.seed);
-  if (!config.chat.empty())
-    return read_chat_data(name, *chat_tokenizer(config, vocab), {config.context, seed, vocab});
-  return make_token_windows(TokenFile::open(name),
-                            {config.context, order, seed, vocab, config.document_resets});
-}
-
-Order order_named(const std::string& name) {
-  return name == "magic" ? Order::magic : name == "sequential" ? Order::sequential : Order::shuffled;
-}
 
 std::unique_ptr<Ops> ops_for(const TrainConfig& config) {
   return make_ops({.backend = config.backend,
@@ -79,22 +59,19 @@ class MetricsFile {
 
 class Trainer::Impl {
  public:
-  Impl(const Path& path, const TrainConfig& configuration, const ModelConfig& model)
+  Impl(const Path& path, const TrainConfig& configuration, const ModelConfig& model, const Path& mixture)
       : config(configuration),
         folder(path),
         ops(ops_for(config)),
         parameters(model, *ops, [&](const TensorSpec& spec) { return trains(config, spec); }),
         optimizer(parameters),
         network(parameters),
-        data(open_data(config, config.chat.empty() ? config.data : config.chat, order_named(config.order),
-                       model.vocab)) {
+        data(config, model.vocab, mixture) {
     if (optimizer.moments().empty())
       fail("--stage align trains sparse blocks, and the model has none; rwkvx expand adds them");
-    if (!config.held_out.empty())
-      held_out = open_data(config, config.held_out, Order::sequential, model.vocab);
-    options.l2wrap = static_cast<float>(config.l2wrap);
     options.longce = parse_longce(config.longce);
-    options.gate.weight = static_cast<float>(config.gate_loss);
+    // Each batch has its own mean of the selection loss; a step has the mean of those.
+    options.gate.weight = static_cast<float>(config.gate_loss / static_cast<double>(config.accumulate));
     options.gate.samples = config.gate_rows;
     if (config.recompute == "on") options.activation_bytes = 0;
     if (config.recompute == "off") options.activation_bytes = UINT64_MAX;
@@ -120,14 +97,14 @@ class Trainer::Impl {
       const double each = (seconds(end - start) - evaluating) / static_cast<double>(progress.step - first);
       r.seconds_left = each * static_cast<double>(config.steps - progress.step);
       const bool last = progress.step == config.steps;
-      if (held_out && (last || progress.step % config.eval_every == 0)) {
-        r.held_out = evaluate();
+      if (last || progress.step % config.eval_every == 0) {
+        evaluate(r);
         evaluating += seconds(Clock::now() - end);
       }
       r.progress = progress;
       r.steps = config.steps;
       r.peak_bytes = peak_resident_bytes();
-      if (last || r.held_out || progress.step % config.log_every == 0) record(r, metrics, events);
+      if (last || r.evaluated() || progress.step % config.log_every == 0) record(r, metrics, events);
       if (report) report(r);
       if (last || progress.step % config.save_every == 0) save();
     }
@@ -145,7 +122,7 @@ class Trainer::Impl {
   Parameters parameters;
   Optimizer optimizer;
   TrainingModel network;
-  std::unique_ptr<TrainingData> data, held_out;
+  RunData data;
   TrainingOptions options;
   TrainProgress progress;
 
@@ -154,16 +131,22 @@ class Trainer::Impl {
   bool step(StepReport& r, const std::function<bool()>& stop) {
     std::vector<TrainBatch> batches(static_cast<size_t>(config.accumulate));
     uint64_t sample = progress.samples;
-    int64_t counted = 0;
+    double counted = 0, weight = 0;
     tokens_of_step_ = 0;
+    const Phase& phase = data.phase(progress.step);
     for (TrainBatch& batch : batches) {
-      for (int64_t i = 0; i < config.batch; ++i) data->add(sample++, batch);
-      counted += batch.counted();
+      for (int64_t i = 0; i < phase.batch; ++i) data.samples(progress.step).add(sample++, batch);
+      counted += static_cast<double>(batch.counted());
+      weight += batch.weight();
       tokens_of_step_ += batch.rows();
     }
     parameters.zero_gradients();
-    options.divisor = static_cast<double>(std::max<int64_t>(1, counted));
+    // A weighted mean over the whole step. L2Wrap's is not weighted, and so not divided by the weights.
+    if (!(counted > 0 && weight > 0)) counted = weight = 1;
+    options.divisor = weight;
+    options.l2wrap = static_cast<float>(config.l2wrap * (weight / counted));
     double gate_loss = 0, gate_hits = 0;
+    AnswerCounts answers;
     const auto share = 1 / static_cast<double>(batches.size());
     for (size_t i = 0; i < batches.size(); ++i) {
       if (stop && stop()) return false;
@@ -171,7 +154,8 @@ class Trainer::Impl {
       options.gate.seed = Random(static_cast<uint64_t>(config.seed) ^ progress.samples << 16 ^ i).next();
       const TrainingResult result = network.forward_backward(spans(batches[i]), options);
       r.loss += result.loss;
-      r.cross_entropy += result.cross_entropy * static_cast<double>(result.counted) / options.divisor;
+      r.cross_entropy += result.cross_entropy * static_cast<double>(result.counted) / counted;
+      count_answers(batches[i], result.hits, answers);
       gate_loss += result.gate_loss * share;
       gate_hits += result.gate_hits * share;
       if (!std::isfinite(result.loss)) stop_for(result, batches[i]);
@@ -185,7 +169,12 @@ class Trainer::Impl {
     } catch (const Error& error) {
       stop_with(error.what());
     }
-    r.rate = learning_rate(schedule_of(config), progress.step);
+    if (!answers.empty()) r.answers = sum_of(answers).share();
+    r.context = phase.context;
+    Schedule schedule = schedule_of(config);
+    schedule.final *= phase.lr / schedule.peak;
+    schedule.peak = phase.lr;
+    r.rate = learning_rate(schedule, progress.step);
     optimizer.step({.step = progress.step + 1,
                     .rate = r.rate,
                     .beta1 = config.beta1,
@@ -226,20 +215,48 @@ class Trainer::Impl {
     fail("step {}: {}; the step was not made; {}", progress.step + 1, what, from);
   }
 
-  double evaluate() {
-    const uint64_t epoch = held_out->epoch();
-    const uint64_t count = std::min<uint64_t>(static_cast<uint64_t>(config.eval_windows), epoch);
-    double sum = 0;
-    int64_t counted = 0;
-    TrainBatch batch;
-    for (uint64_t i = 0; i < count; ++i) {
-      held_out->add(i * epoch / count, batch);  // spread over all of it
-      if (batch.sequences() < config.batch && i + 1 < count) continue;
-      for (const float loss : network.losses(spans(batch))) sum += static_cast<double>(loss);
-      counted += batch.counted();
-      batch.clear();
+  void evaluate(StepReport& r) {
+    if (const TrainingData* held_out = data.held_out()) {
+      double sum = 0, counted = 0;
+      score(*held_out, held_out->epoch(), config.batch,
+            [&](const TrainBatch& batch, const RowScores& scores) {
+              for (const float loss : scores.losses) sum += static_cast<double>(loss);
+              counted += static_cast<double>(batch.counted());
+            });
+      r.held_out = sum / std::max(1.0, counted);
     }
-    return sum / static_cast<double>(std::max<int64_t>(1, counted));
+    const int64_t step = progress.step - 1;  // the phase of the step that was made
+    for (const bool reset : {false, true}) {
+      const TrainingData* questions = data.questions(step, reset);
+      if (questions == nullptr) continue;
+      AnswerCounts counts;
+      score(*questions, static_cast<uint64_t>(config.eval_windows), data.phase(step).batch,
+            [&](const TrainBatch& batch, const RowScores& scores) {
+              count_answers(batch, scores.hits, counts);
+            });
+      if (counts.empty()) continue;
+      (reset ? r.answers_after_reset : r.held_out_answers) = sum_of(counts).share();
+      for (const auto& [source, count] : counts) {
+        r.answers_by_source.emplace_back(
+            fmt::format("{}/{}", reset ? "answers_after_reset" : "held_out_answers", data.source(source)),
+            count.share());
+      }
+    }
+  }
+
+  /// Some of `epoch` samples, spread over all of them, `at_once` at a time.
+  template <typename Take>
+  void score(const TrainingData& samples, uint64_t epoch, int64_t at_once, Take take) {
+    const uint64_t count = std::min<uint64_t>(static_cast<uint64_t>(config.eval_windows), epoch);
+    TrainBatch batch;
+    int64_t waiting = 0;
+    for (uint64_t i = 0; i < count; ++i) {
+      samples.add(i * epoch / count, batch);
+      if (++waiting < at_once && i + 1 < count) continue;
+      take(batch, network.scores(spans(batch)));
+      batch.clear();
+      waiting = 0;
+    }
   }
 
   void record(const StepReport& r, MetricsFile& metrics, EventFile& events) const {
@@ -251,7 +268,11 @@ class Trainer::Impl {
                                            {"tokens_per_second", r.tokens_per_second}};
     if (r.gate_loss) scalars.emplace_back("gate_loss", *r.gate_loss);
     if (r.gate_hits) scalars.emplace_back("gate_hits", *r.gate_hits);
+    if (r.answers) scalars.emplace_back("answers", *r.answers);
     if (r.held_out) scalars.emplace_back("held_out_loss", *r.held_out);
+    if (r.held_out_answers) scalars.emplace_back("held_out_answers", *r.held_out_answers);
+    if (r.answers_after_reset) scalars.emplace_back("answers_after_reset", *r.answers_after_reset);
+    scalars.insert(scalars.end(), r.answers_by_source.begin(), r.answers_by_source.end());
     nlohmann::ordered_json json{{"step", r.progress.step}, {"tokens", r.progress.tokens}};
     for (const auto& [name, value] : scalars) json[name] = value;
     json["peak_bytes"] = r.peak_bytes;
@@ -281,7 +302,7 @@ std::unique_ptr<Trainer> Trainer::start(const Path& path, const TrainConfig& giv
     checkpoint = open_checkpoint(config.load, options);
     model = checkpoint->config;
   }
-  auto impl = std::make_unique<Impl>(path, config, model);
+  auto impl = std::make_unique<Impl>(path, config, model, config.mixture);
   if (checkpoint != nullptr) {
     impl->parameters.load(*checkpoint);
   } else {
@@ -293,6 +314,7 @@ std::unique_ptr<Trainer> Trainer::start(const Path& path, const TrainConfig& giv
     }
   }
   impl->folder.create(config);
+  if (!config.mixture.empty()) impl->folder.keep_mixture(config.mixture);
   return std::unique_ptr<Trainer>(new Trainer(std::move(impl)));
 }
 
@@ -302,13 +324,18 @@ std::unique_ptr<Trainer> Trainer::resume(const Path& path, const TrainConfig& gi
   const std::vector<int64_t> steps = folder.checkpoints();
   if (steps.empty())
     fail("{}: there is no checkpoint in it to go on from; start the run anew", path.string());
-  auto impl = std::make_unique<Impl>(path, config, folder.model_config(steps.back()));
+  // As the run began, unless another one is named.
+  const bool same = config.mixture == folder.config().mixture;
+  const Path mixture = same ? folder.mixture_file() : Path(config.mixture);
+  auto impl = std::make_unique<Impl>(path, config, folder.model_config(steps.back()), mixture);
   impl->progress = folder.load(steps.back(), impl->parameters, impl->optimizer);
   folder.replace_config(config);
+  if (!same && !config.mixture.empty()) folder.keep_mixture(config.mixture);
   return std::unique_ptr<Trainer>(new Trainer(std::move(impl)));
 }
 
 const TrainConfig& Trainer::config() const { return impl_->config; }
+const std::vector<Phase>& Trainer::phases() const { return impl_->data.phases(); }
 const ModelConfig& Trainer::model() const { return impl_->parameters.config(); }
 const TrainProgress& Trainer::progress() const { return impl_->progress; }
 int64_t Trainer::trained_parameters() const { return impl_->optimizer.elements(); }

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 
+#include "training/curriculum.h"
 #include "training/run_folder.h"
 
 namespace rwkvx {
@@ -12,15 +13,22 @@ namespace rwkvx {
 struct StepReport {
   TrainProgress progress;    ///< behind the step
   int64_t steps = 0;         ///< of the whole run
-  double loss = 0;           ///< what was minimised, without L2Wrap and selection loss
+  int64_t context = 0;       ///< tokens of its sequences
+  double loss = 0;           ///< what was minimised, without L2Wrap and selection loss: a weighted mean
   double cross_entropy = 0;  ///< mean of the counted rows, in nats; the loss where nothing weights it
   double smoothed_loss = 0;
   double gradient_norm = 0;  ///< before clipping
   double rate = 0;
   double tokens_per_second = 0, seconds_left = 0;
   std::optional<double> gate_loss, gate_hits;
+  std::optional<double> answers;  ///< of the step: share of the answers all of whose tokens are the likeliest
   std::optional<double> held_out;  ///< mean cross entropy of the held-out samples, where it was measured
-  uint64_t peak_bytes = 0;         ///< of the process
+  /// The same share of held-out answers, and where the WKV states are emptied before each question.
+  std::optional<double> held_out_answers, answers_after_reset;
+  std::vector<std::pair<std::string, double>>
+      answers_by_source;  ///< of these two, with their names in metrics
+  bool evaluated() const { return held_out || held_out_answers; }
+  uint64_t peak_bytes = 0;  ///< of the process
 };
 
 /// A training run in its folder. Steps depend on the configuration, the data and the number of the step only,
@@ -35,6 +43,7 @@ class Trainer {
   ~Trainer();
 
   const TrainConfig& config() const;
+  const std::vector<Phase>& phases() const;
   const ModelConfig& model() const;
   const TrainProgress& progress() const;
   int64_t parameters() const;

@@ -8,6 +8,7 @@
 #include "error_of.h"
 #include "evaluation/tokenizers.h"
 #include "model/support.h"
+#include "retrieval/needle_task.h"
 
 namespace rwkvx {
 namespace {

@@ -297,6 +297,26 @@ TEST(TrainingModelDifferences, MasksWeightsAndResets) {
   }
 }
 
+/// Which targets are the likeliest, from the forward pass of training and from the one without.
+TEST_F(TrainingModelTest, HitsAreTheLikeliestTokens) {
+  Parameters parameters(golden_.checkpoint->config, *ops_);
+  parameters.load(*golden_.checkpoint);
+  TrainingModel model(parameters);
+  // Each token as the target of each row: one hit in each row.
+  std::vector<int> hits(golden_.tokens.size(), 0);
+  for (int32_t token = 0; token < golden_.checkpoint->config.vocab; ++token) {
+    const std::vector<int32_t> targets(golden_.tokens.size(), token);
+    TrainingBatch batch = golden_.batch();
+    batch.targets = targets;
+    const RowScores scores = model.scores(batch);
+    for (size_t i = 0; i < hits.size(); ++i) hits[i] += scores.hits[i];
+    if (token == 7) {
+      EXPECT_EQ(model.forward_backward(batch, {}).hits, scores.hits);
+    }
+  }
+  EXPECT_EQ(hits, std::vector<int>(hits.size(), 1));
+}
+
 /// Some steps of AdamW learn a batch by heart, in both precisions alike.
 TEST(TrainingModelSteps, LossFalls) {
   const TrainingGolden golden("rwkvx");

@@ -178,6 +178,7 @@ struct CrossEntropyCase final : GradientCase {
       one.dlogits = run.output("dlogits", kReal, {rows, vocabulary});
     }
     one.losses = run.output("losses", kReal, {rows});
+    if (!in_place) one.hits = run.output("hits", kReal, {rows});
     run.ops().training().cross_entropy(one);
   }
   double loss(const Run& forward, const Run&) const override {

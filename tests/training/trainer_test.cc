@@ -155,6 +155,120 @@ TEST_F(TrainerTest, AccumulatedBatchesAreOneBatch) {
   EXPECT_EQ(apart[7].progress.samples, together[7].progress.samples);
 }
 
+/// A curriculum of copying: contexts, learning rates, weights, resets.
+class MixtureRunTest : public TrainerTest {
+ protected:
+  MixtureRunTest() {
+    std::ofstream(folder_ / "mix.json") << R"({
+      "sources": [{"kind": "copy", "share": 1, "symbols": "abcd", "lengths": [3, 5]}, {"kind": "tokens", "share": 1}],
+      "resets": {"share": 0.7, "every": [3, 9], "places": 1},
+      "weights": {"answer": 1, "text": 0.25, "random": 0},
+      "phases": [{"steps": 4, "context": 12, "lr": 2e-2, "shares": {"copy": 1}}, {"context": 32}]})";
+  }
+  TrainConfig mixed() const {
+    TrainConfig c = config();
+    c.mixture = (folder_ / "mix.json").string();
+    c.vocab = "byte";
+    c.vocab_size = 256;
+    c.context = 48;
+    c.layers = 2;
+    c.sparse_blocks = 1;
+    c.chunk_size = 8;
+    c.chunk_top_k = 2;
+    c.gate_loss = 0.3;
+    c.longce = "8/4/5";
+    return c;
+  }
+};
+
+TEST_F(MixtureRunTest, ResumesBitForBitAcrossPhases) {
+  const TrainConfig c = mixed();
+  const auto reports = train(folder_ / "whole", c);
+  // 2 x 48 tokens: 8 sequences of 12, then 3 of 32.
+  EXPECT_EQ(reports[3].progress.samples, 32u);
+  EXPECT_EQ(reports[4].progress.samples, 35u);
+  EXPECT_EQ(reports[7].progress.tokens, 8u * 96);
+  EXPECT_EQ(reports[3].context, 12);
+  EXPECT_EQ(reports[4].context, 32);
+  for (const StepReport& r : reports) EXPECT_TRUE(r.answers.has_value() || r.context == 32);
+  // The schedule goes on; phases only scale it.
+  EXPECT_NEAR(reports[3].rate / reports[4].rate, 2, 0.7);
+  EXPECT_TRUE(reports.back().held_out_answers.has_value());
+  EXPECT_TRUE(reports.back().answers_after_reset.has_value());
+  EXPECT_EQ(metrics(folder_ / "whole").back().count("held_out_answers/copy"), 1u);
+
+  EXPECT_EQ(train(run(), c, false, 3).size(), 3u);
+  // What becomes of the file does not matter to the run.
+  std::ofstream(folder_ / "mix.json") << "{}";
+  train(run(), RunFolder(run()).config(), true);
+  EXPECT_EQ(bytes(run(), 6), bytes(folder_ / "whole", 6));
+  EXPECT_EQ(bytes(run(), 8), bytes(folder_ / "whole", 8));
+}
+
+TEST_F(MixtureRunTest, AccumulatedBatchesAreOneBatch) {
+  TrainConfig c = mixed();
+  std::ofstream(folder_ / "mix.json") << R"({
+    "sources": [{"kind": "copy", "share": 1, "symbols": "abcd", "lengths": [3, 5]}, {"kind": "tokens", "share": 1}],
+    "weights": {"answer": 1, "text": 0.25, "random": 0}})";
+  c.gate_loss = 0;  // samples other queries
+  c.batch = 4;
+  c.l2wrap = 0.01;
+  const auto together = train(folder_ / "together", c);
+  c.batch = 1;
+  c.accumulate = 4;
+  const auto apart = train(folder_ / "apart", c);
+  EXPECT_NEAR(apart[0].loss / together[0].loss, 1, 1e-5);
+  EXPECT_NEAR(apart[0].cross_entropy / together[0].cross_entropy, 1, 1e-5);
+  EXPECT_NEAR(apart[0].gradient_norm / together[0].gradient_norm, 1, 1e-4);
+}
+
+TEST_F(MixtureRunTest, WeightsAreRelative) {
+  // Twice the weight everywhere is the same loss and the same step.
+  TrainConfig c = mixed();
+  const auto weighted = [&](const char* name, double factor) {
+    std::ofstream(folder_ / "mix.json") << fmt::format(
+        R"({{"sources": [{{"kind": "copy", "share": 1, "lengths": 5, "symbols": 100, "weight": {}}}]}})",
+        factor);
+    return train(folder_ / name, c);
+  };
+  const auto one = weighted("one", 1), four = weighted("four", 4);
+  for (size_t i = 0; i < one.size(); ++i) {
+    EXPECT_EQ(four[i].loss, one[i].loss);
+    EXPECT_EQ(four[i].gradient_norm, one[i].gradient_norm);
+  }
+}
+
+TEST_F(MixtureRunTest, MistakesAreFoundBeforeTheRunBegins) {
+  const auto error = [&](auto change) {
+    TrainConfig c = mixed();
+    change(c);
+    return error_of([&] { train(run(), c); });
+  };
+  EXPECT_THAT(error([](TrainConfig& c) { c.data = ""; }), HasSubstr("--data"));
+  EXPECT_THAT(error([](TrainConfig& c) {
+                c.vocab = "";
+                c.vocab_size = 300;
+              }),
+              HasSubstr("--vocab"));
+  EXPECT_THAT(error([](TrainConfig& c) { c.mixture = "nowhere.json"; }), HasSubstr("nowhere.json"));
+  EXPECT_THAT(error([](TrainConfig& c) { c.curriculum = "12:3,24"; }), HasSubstr("phases"));
+  EXPECT_THAT(error([](TrainConfig& c) { c.vocab_size = 64; }), HasSubstr("--vocab-size"));
+  EXPECT_THAT(error([](TrainConfig& c) { c.chat = "chat.jsonl"; }), HasSubstr("--chat"));
+  EXPECT_FALSE(std::filesystem::exists(run()));
+}
+
+TEST_F(TrainerTest, ACurriculumOfTokenFiles) {
+  TrainConfig c = config();
+  c.context = 48;
+  c.curriculum = "12:3,24:2,96";
+  const auto reports = train(run(), c);
+  const uint64_t samples[] = {8, 16, 24, 28, 32, 33, 34, 35};
+  for (size_t i = 0; i < 8; ++i) {
+    EXPECT_EQ(reports[i].progress.samples, samples[i]) << i;
+    EXPECT_EQ(reports[i].progress.tokens, 96 * (i + 1));
+  }
+}
+
 TEST_F(TrainerTest, AlignTrainsSparseBlocksOnly) {
   TrainConfig c = config();
   c.layers = 2;

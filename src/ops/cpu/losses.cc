@@ -39,6 +39,7 @@ void cross_entropy_rows(const CrossEntropy& call, int64_t begin, int64_t end) {
     const int32_t target = call.targets[static_cast<size_t>(t)];
     if (target < 0) {
       loss = 0;
+      if (call.hits) call.hits.as<float>()[t] = 0;
       if (d) std::fill(d, d + width, 0.0f);
       continue;
     }
@@ -50,6 +51,7 @@ void cross_entropy_rows(const CrossEntropy& call, int64_t begin, int64_t end) {
                 [&](V x, int64_t, int64_t) { total = hn::Add(total, exp(hn::Sub(x, set(highest)))); });
     const float sum = sum_of_lanes(total);
     loss = std::log(sum) + (highest - row[target]);
+    if (call.hits) call.hits.as<float>()[t] = row[target] == highest ? 1 : 0;
     if (!d) continue;
     const auto top = std::find(row, row + width, highest) - row;
     const float weight = call.scale * (call.weights.empty() ? 1.0f : call.weights[static_cast<size_t>(t)]);

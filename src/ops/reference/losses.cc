@@ -8,6 +8,7 @@ void cross_entropy(const CrossEntropy& call) {
     const int32_t target = call.targets[static_cast<size_t>(t)];
     if (target < 0) {
       put(call.losses, t, 0);
+      if (call.hits) put(call.hits, t, 0);
       for (int64_t i = 0; call.dlogits && i < V; ++i) put(call.dlogits, t, i, 0);
       continue;
     }
@@ -19,6 +20,7 @@ void cross_entropy(const CrossEntropy& call) {
     double total = 0;
     for (int64_t i = 0; i < V; ++i) total += std::exp(at(call.logits, t, i) - highest);
     put(call.losses, t, highest + std::log(total) - at(call.logits, t, target));
+    if (call.hits) put(call.hits, t, at(call.logits, t, target) == highest ? 1 : 0);
     if (!call.dlogits) continue;
     const double weight = call.weights.empty() ? 1 : call.weights[static_cast<size_t>(t)];
     for (int64_t i = 0; i < V; ++i) {

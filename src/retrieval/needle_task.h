@@ -49,6 +49,10 @@ std::string draw_value(NeedleValue kind, Random& random);
 std::string draw_key(Random& random);
 inline constexpr int64_t kNeedleKeys = 48 * 48;
 
+/// The repeated noise of the pass key task (Mohtashami and Jaggi 2023, "Landmark Attention"): once, with
+/// `separator` behind it. RULER puts each repetition on a line of its own.
+std::string noise_text(std::string_view separator);
+
 /// Replaces {key} and {value}.
 std::string fill_in(std::string_view text, std::string_view key, std::string_view value);
 

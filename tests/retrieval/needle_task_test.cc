@@ -1,4 +1,4 @@
-#include "evaluation/needle_task.h"
+#include "retrieval/needle_task.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

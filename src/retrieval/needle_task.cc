@@ -1,4 +1,4 @@
-#include "evaluation/needle_task.h"
+#include "retrieval/needle_task.h"
 
 #include <fmt/format.h>
 
@@ -145,6 +145,11 @@ std::string draw_value(NeedleValue kind, Random& random) {
 std::string draw_key(Random& random) {
   const std::string_view adjective = pick(kAdjectives, random);  // drawn first
   return fmt::format("{}-{}", adjective, pick(kNouns, random));
+}
+
+std::string noise_text(std::string_view separator) {
+  return "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again." +
+         std::string(separator);
 }
 
 std::string fill_in(std::string_view text, std::string_view key, std::string_view value) {
