@@ -120,11 +120,9 @@ void show_info(const DataInfoFlags& flags) {
     progress(begin, file.tokens());
   }
   bar.clear();
-  nlohmann::ordered_json json{{"file", file.path().string()},
-                              {"type", name(file.type())},
-                              {"tokens", file.tokens()},
-                              {"documents", file.documents()},
-                              {"largest_token", largest}};
+  nlohmann::ordered_json json{{"file", file.path().string()},  {"type", name(file.type())},
+                              {"weights", file.marked()},      {"tokens", file.tokens()},
+                              {"documents", file.documents()}, {"largest_token", largest}};
   if (!sizes.empty()) {
     json["shortest_document"] = sizes.front();
     json["median_document"] = sizes[sizes.size() / 2];
@@ -206,6 +204,14 @@ void show_sample(const SampleFlags& flags) {
     file.read(range.begin, tokens, tokenizer->vocab_size());
     print(fmt::format("--- document {} of {}, {} tokens{}\n", index, file.documents(), range.size,
                       tokens.size() < range.size ? fmt::format(", the first {}", tokens.size()) : ""));
+    if (file.marked() && tokens.size() > 1) {
+      std::vector<TokenMark> marks(tokens.size());
+      file.read_marks(range.begin, marks);
+      TrainBatch batch;
+      add_sequence(tokens, marks, batch);
+      print(shown(batch, *tokenizer, ::isatty(STDOUT_FILENO) != 0));
+      continue;
+    }
     std::string text;
     for (const TokenId id : tokens)
       text += id == tokenizer->end_of_document() ? std::string("<end of document>")

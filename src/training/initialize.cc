@@ -117,7 +117,8 @@ ModelConfig model_sizes(int64_t layers, int64_t channels, int64_t vocab, int64_t
   return config;
 }
 
-void initialize(const TensorSpec& spec, const ModelConfig& config, uint64_t seed, std::span<float> out) {
+void initialize(const TensorSpec& spec, const ModelConfig& config, uint64_t seed, std::span<float> out,
+                double embedding) {
   RWKVX_ASSERT(static_cast<int64_t>(out.size()) == spec.shape.elements());
   const std::string_view name = spec.name;
   const bool sparse = name.starts_with("moba.");
@@ -128,7 +129,7 @@ void initialize(const TensorSpec& spec, const ModelConfig& config, uint64_t seed
   Random random(seed ^ hash64(std::as_bytes(std::span(name))));
   switch (spec.role) {
     case Role::embedding:
-      return uniform(out, 1e-4, random);
+      return uniform(out, embedding, random);
     case Role::head:
       return orthogonal(out, spec.shape[0], spec.shape[1], V > C ? 0.5 * std::sqrt(V / C) : 0.5, random);
     case Role::low_rank:

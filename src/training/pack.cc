@@ -13,18 +13,30 @@ PackReport pack_tokens(const TokenFile& input, const Path& output, const PackOpt
   PackReport report;
   TokenFileWriter writer(output, input.type());
   std::vector<TokenId> sequence(options.length), joined;
+  std::vector<TokenMark> marks, joined_marks;
   joined.reserve(options.length);
+  const auto write = [&](std::vector<TokenId>& tokens, std::vector<TokenMark>& its_marks) {
+    if (input.marked()) {
+      writer.append(tokens, its_marks);
+    } else {
+      writer.append(tokens);
+    }
+    writer.end_document();
+  };
   const auto join = [&](uint64_t begin, uint64_t size) {
     while (size > 0) {
       const uint64_t part = std::min(size, options.length - joined.size());
       const size_t old = joined.size();
       joined.resize(old + part);
       input.read(begin, std::span(joined).subspan(old));
+      if (input.marked()) {
+        joined_marks.resize(old + part);
+        input.read_marks(begin, std::span(joined_marks).subspan(old));
+      }
       begin += part;
       size -= part;
       if (joined.size() < options.length) return;
-      writer.append(joined);
-      writer.end_document();
+      write(joined, joined_marks);
       ++report.short_sequences;
       joined.clear();
     }
@@ -40,8 +52,11 @@ PackReport pack_tokens(const TokenFile& input, const Path& output, const PackOpt
     }
     for (; size >= options.length; begin += options.length, size -= options.length) {
       input.read(begin, sequence);
-      writer.append(sequence);
-      writer.end_document();
+      if (input.marked()) {
+        marks.resize(options.length);
+        input.read_marks(begin, marks);
+      }
+      write(sequence, marks);
       ++report.long_sequences;
     }
     if (options.long_only) {

@@ -13,6 +13,7 @@ namespace {
 /// What one piece becomes: its tokens, and where among them documents end.
 struct Tokenized {
   std::vector<TokenId> tokens;
+  std::vector<TokenMark> marks;  ///< of each token; empty: none has one
   std::vector<size_t> ends;
   uint64_t bytes = 0, empty = 0, bad = 0;
 };
@@ -42,8 +43,10 @@ class Worker {
   void add_line(const MappedFile& file, std::string_view line, Tokenized& out) const {
     if (line.find_first_not_of(" \t\r") == line.npos) return;
     std::string text;
+    std::optional<std::vector<TextSegment>> segments;
     try {
-      text = text_of_json(line, options_.text.field);
+      segments = text_segments(line);
+      if (!segments) text = text_of_json(line, options_.text.field);
     } catch (const Error& error) {
       if (!options_.skip_bad_lines) {
         fail("{}, line {}: {} (--skip-bad-lines goes on without such lines)", file.path().string(),
@@ -52,15 +55,35 @@ class Worker {
       ++out.bad;
       return;
     }
-    if (text.empty()) {
+    const size_t before = out.tokens.size();
+    if (segments) {
+      add_segments(*segments, out);
+    } else {
+      tokenizer_.encode(text, out.tokens);
+    }
+    if (out.tokens.size() == before) {
       ++out.empty;
       return;
     }
-    tokenizer_.encode(text, out.tokens);
     end(out);
+  }
+  /// Segments are tokenized apart.
+  void add_segments(const std::vector<TextSegment>& segments, Tokenized& out) const {
+    out.marks.resize(out.tokens.size());  // of what came before
+    for (const TextSegment& segment : segments) {
+      const size_t first = out.tokens.size();
+      tokenizer_.encode(segment.text, out.tokens);
+      out.marks.resize(out.tokens.size(), {segment.mark.weight, false});
+      if (first < out.tokens.size()) out.marks[first].reset = segment.mark.reset;
+    }
   }
   void end(Tokenized& out) const {
     if (options_.document_end) out.tokens.push_back(*options_.document_end);
+    // The end of a document counts as what is before it does.
+    if (!out.marks.empty()) {
+      const bool marked = out.marks.size() + 1 == out.tokens.size() && options_.document_end;
+      out.marks.resize(out.tokens.size(), {marked ? out.marks.back().weight : 1, false});
+    }
     out.ends.push_back(out.tokens.size());
   }
 
@@ -87,12 +110,20 @@ class Pipeline {
     const Tokenized piece = pending_.front().get();
     pending_.pop_front();
     size_t begin = 0;
-    for (const size_t end : piece.ends) {
-      writer_.append(std::span(piece.tokens).subspan(begin, end - begin));
-      writer_.end_document();
+    const auto append = [&](size_t end) {
+      const auto tokens = std::span(piece.tokens).subspan(begin, end - begin);
+      if (piece.marks.empty()) {
+        writer_.append(tokens);
+      } else {
+        writer_.append(tokens, std::span(piece.marks).subspan(begin, end - begin));
+      }
       begin = end;
+    };
+    for (const size_t end : piece.ends) {
+      append(end);
+      writer_.end_document();
     }
-    writer_.append(std::span(piece.tokens).subspan(begin));
+    append(piece.tokens.size());
     report_.bytes += piece.bytes;
     report_.empty_documents += piece.empty;
     report_.bad_lines += piece.bad;

@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::string_view kMagic{"MMIDIDX\0\0", 9};
 constexpr uint64_t kVersion = 1;
+constexpr std::string_view kMarksMagic{"RWKVXTW\1", 8};
 constexpr uint64_t kHeaderBytes = 34;  // magic, version, type, number of sequences, number of document marks
 
 /// Numbers of the index stand at odd addresses.
@@ -25,7 +26,7 @@ bool known(uint8_t code) { return (code >= 1 && code <= 5) || code == 8; }
 
 Path without_ending(const Path& name) {
   const Path ending = name.extension();
-  return ending == ".bin" || ending == ".idx" ? Path(name).replace_extension() : name;
+  return ending == ".bin" || ending == ".idx" || ending == ".weights" ? Path(name).replace_extension() : name;
 }
 
 Path with_ending(const Path& name, const char* ending) {
@@ -84,6 +85,7 @@ TokenType token_type_for(int64_t vocab) { return vocab <= 65536 ? TokenType::u16
 
 Path token_data_path(const Path& name) { return with_ending(name, ".bin"); }
 Path token_index_path(const Path& name) { return with_ending(name, ".idx"); }
+Path token_marks_path(const Path& name) { return with_ending(name, ".weights"); }
 
 TokenFile TokenFile::open(const Path& name) {
   TokenFile file;
@@ -131,7 +133,30 @@ TokenFile TokenFile::open(const Path& name) {
     fail("{}: the index counts {} tokens, {} holds {}; the two do not belong together", shown, sum,
          file.data_->path().string(), file.tokens_);
   }
+  if (std::filesystem::exists(token_marks_path(name))) {
+    file.marks_ = MappedFile::open(token_marks_path(name));
+    const std::span<const std::byte> list = file.marks_->bytes();
+    const std::string path = file.marks_->path().string();
+    if (list.size() < kMarksMagic.size() ||
+        std::memcmp(list.data(), kMarksMagic.data(), kMarksMagic.size()) != 0) {
+      fail("{}: no weights of tokens; remove it, or make it anew with rwkvx data prepare", path);
+    }
+    if ((list.size() - kMarksMagic.size()) % sizeof(uint16_t) != 0 ||
+        (list.size() - kMarksMagic.size()) / sizeof(uint16_t) != file.tokens_) {
+      fail("{}: {} bytes are no marks of the {} tokens of {}; the file is cut or belongs to another one",
+           path, list.size(), file.tokens_, file.data_->path().string());
+    }
+  }
   return file;
+}
+
+void TokenFile::read_marks(uint64_t begin, std::span<TokenMark> out) const {
+  RWKVX_ASSERT(marked() && in_bounds(begin, out.size(), tokens_));
+  for (size_t i = 0; i < out.size(); ++i) {
+    out[i] = unpacked(load<uint16_t>(marks_->bytes(), kMarksMagic.size() + (begin + i) * sizeof(uint16_t)));
+    if (!(out[i].weight <= kMostTokenWeight))
+      fail("{}: the weight of token {} is no number", marks_->path().string(), begin + i);
+  }
 }
 
 TokenFile::Range TokenFile::document(uint64_t index) const {
@@ -174,7 +199,33 @@ void TokenFile::read(uint64_t begin, std::span<TokenId> out, int64_t vocab) cons
 }
 
 TokenFileWriter::TokenFileWriter(const Path& name, TokenType type)
-    : index_path_(token_index_path(name)), type_(type), data_(token_data_path(name)), index_(index_path_) {}
+    : index_path_(token_index_path(name)),
+      type_(type),
+      data_(token_data_path(name)),
+      index_(index_path_),
+      marks_path_(token_marks_path(name)) {}
+
+void TokenFileWriter::append(std::span<const TokenId> tokens, std::span<const TokenMark> marks) {
+  RWKVX_ASSERT(marks.size() == tokens.size());
+  if (!marks_) {
+    marks_.emplace(marks_path_);
+    marks_->write(kMarksMagic);
+  }
+  fill_marks();
+  append(tokens);
+  for (const TokenMark& mark : marks) {
+    const uint16_t bits = packed(mark);
+    marks_->write(std::as_bytes(std::span(&bits, 1)));
+  }
+  marked_ += marks.size();
+}
+
+/// Marks of the tokens that came without.
+void TokenFileWriter::fill_marks() {
+  const uint16_t plain = packed({});
+  for (const uint64_t all = tokens_ + open_; marked_ < all; ++marked_)
+    marks_->write(std::as_bytes(std::span(&plain, 1)));
+}
 
 void TokenFileWriter::append(std::span<const TokenId> tokens) {
   switch (type_) {
@@ -227,6 +278,13 @@ void TokenFileWriter::commit() {
     address += int64_t{size} * static_cast<int64_t>(bytes_of(type_));
   }
   for (int64_t document = 0; document <= static_cast<int64_t>(sizes_.size()); ++document) number(document);
+  if (marks_) {
+    fill_marks();
+    marks_->commit();
+  } else {
+    std::error_code ignored;
+    std::filesystem::remove(marks_path_, ignored);
+  }
   data_.commit();
   index_.commit();
 }

@@ -2,12 +2,14 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/file.h"
 #include "tokenizer/tokenizer.h"
+#include "training/token_marks.h"
 
 namespace rwkvx {
 
@@ -17,7 +19,8 @@ std::string_view name(TokenType type);
 uint64_t bytes_of(TokenType type);
 
 /// Tokenized text as RWKV-LM and Megatron-LM keep it (MMapIndexedDataset): NAME.bin holds the tokens of all
-/// documents, one after another; NAME.idx says where each begins. docs/formats.md has the layout.
+/// documents, one after another; NAME.idx says where each begins. Our own NAME.weights, where it is there,
+/// has a mark for each token. docs/formats.md has the layout.
 class TokenFile {
  public:
   /// `name` is the common part of the two names; with .bin or .idx behind it is understood too.
@@ -39,8 +42,12 @@ class TokenFile {
   /// negative or not below `vocab`, with its place.
   void read(uint64_t begin, std::span<TokenId> out, int64_t vocab = INT32_MAX) const;
 
+  bool marked() const { return marks_ != nullptr; }
+  /// Marks of the tokens begin .. begin + out.size(). Errors: a weight that is no number, with its place.
+  void read_marks(uint64_t begin, std::span<TokenMark> out) const;
+
  private:
-  std::shared_ptr<const MappedFile> index_, data_;
+  std::shared_ptr<const MappedFile> index_, data_, marks_;
   TokenType type_ = TokenType::u16;
   uint64_t tokens_ = 0, documents_ = 0;
 };
@@ -53,6 +60,9 @@ class TokenFileWriter {
 
   /// Adds to the document that is open. Tokens must fit the type.
   void append(std::span<const TokenId> tokens);
+  /// With marks of as many tokens. Those of tokens without are 1 and no reset. Without any, there will be no
+  /// NAME.weights, and one that is there is removed.
+  void append(std::span<const TokenId> tokens, std::span<const TokenMark> marks);
   /// Documents without tokens are left out. Errors: more than 2^31 - 1 tokens, which an index cannot say.
   void end_document();
   void commit();
@@ -61,9 +71,13 @@ class TokenFileWriter {
   uint64_t documents() const { return sizes_.size(); }
 
  private:
+  void fill_marks();
   Path index_path_;
   TokenType type_;
   AtomicFile data_, index_;
+  Path marks_path_;
+  std::optional<AtomicFile> marks_;
+  uint64_t marked_ = 0;  // tokens that have their mark in the file
   std::vector<int32_t> sizes_;
   uint64_t open_ = 0, tokens_ = 0;
   std::string block_;
@@ -72,8 +86,9 @@ class TokenFileWriter {
 /// The smallest type that RWKV-LM users expect: u16 up to 65,536 tokens, i32 beyond.
 TokenType token_type_for(int64_t vocab);
 
-/// NAME.bin and NAME.idx of a name given with or without either ending.
+/// NAME.bin, NAME.idx and NAME.weights of a name given with or without one of these endings.
 Path token_data_path(const Path& name);
 Path token_index_path(const Path& name);
+Path token_marks_path(const Path& name);
 
 }  // namespace rwkvx

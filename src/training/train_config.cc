@@ -54,6 +54,7 @@ void check(const TrainConfig& c) {
     if (c.channels % 64 != 0) refuse("--channels must be a multiple of 64, not {}", c.channels);
     check_range("sparse-blocks", static_cast<double>(c.sparse_blocks), 0, static_cast<double>(c.layers));
     check_range("vocab-size", static_cast<double>(c.vocab_size), 2, 1 << 24);
+    check_range("embedding-init", c.embedding_init, 1e-9, 100);
     check_range("ffn", static_cast<double>(c.ffn), 0, 1 << 24);
   }
   check_range("chunk-size", static_cast<double>(c.chunk_size), 0, 1 << 24);

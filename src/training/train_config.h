@@ -19,6 +19,7 @@ struct TrainConfig {
   std::string load;  // a model to start from; else a new one of these sizes
   int64_t layers = 6, channels = 256, sparse_blocks = 0, vocab_size = 256, ffn = 0;
   int64_t chunk_size = 0, chunk_top_k = 0;
+  double embedding_init = 1e-4;
   std::string stage = "full";
   // The data
   std::string data, chat, mixture, held_out, vocab;
@@ -78,6 +79,8 @@ void TrainConfig::for_each_setting(Self& c, Visit&& visit) {
   visit("ffn", c.ffn, group, "Channels inside the channel mix of a new model; 0: 4 x channels");
   visit("chunk-size", c.chunk_size, group, "Tokens of an attention chunk; 0: as recorded, or 2048");
   visit("chunk-top-k", c.chunk_top_k, group, "Chunks a query sees, its own included; 0: as recorded, or 3");
+  visit("embedding-init", c.embedding_init, group,
+        "Largest initial embedding of a new model; RWKV-LM: 1e-4. See docs/training.md");
   visit("stage", c.stage, group,
         "full: everything trains; align: only the sparse blocks; long: everything, on long contexts");
   group = "Data";

@@ -309,7 +309,8 @@ std::unique_ptr<Trainer> Trainer::start(const Path& path, const TrainConfig& giv
     for (const Parameters::Tensor& tensor : impl->parameters.tensors()) {
       Buffer values(DType::f32, tensor.spec.shape);
       initialize(tensor.spec, model, static_cast<uint64_t>(config.seed),
-                 std::span(values.as<float>(), static_cast<size_t>(tensor.spec.shape.elements())));
+                 std::span(values.as<float>(), static_cast<size_t>(tensor.spec.shape.elements())),
+                 config.embedding_init);
       impl->parameters.set(tensor, values);
     }
   }

@@ -45,21 +45,18 @@ class TokenWindows final : public TrainingData {
     const uint64_t begin = window(index) * context_;
     std::vector<TokenId> tokens(context_ + 1);
     file_.read(begin, tokens, options_.vocab);
-    batch.tokens.insert(batch.tokens.end(), tokens.begin(), tokens.end() - 1);
-    batch.targets.insert(batch.targets.end(), tokens.begin() + 1, tokens.end());
-    if (!batch.weights.empty()) batch.weights.resize(batch.tokens.size(), 1.0f);
+    std::vector<TokenMark> marks(file_.marked() ? tokens.size() : 0);
+    if (file_.marked()) file_.read_marks(begin, marks);
+    add_sequence(tokens, marks, batch);
     if (options_.document_resets) {
       batch.resets.resize(batch.tokens.size());
-      uint8_t* const resets = batch.resets.data() + batch.offsets.back();
+      uint8_t* const resets = batch.resets.data() + batch.rows() - options_.context;
       for (uint64_t d = first_document_behind(begin); d < file_.documents(); ++d) {
         const uint64_t at = file_.document(d).begin;
         if (at >= begin + context_) break;
         resets[at - begin] = 1;
       }
-    } else if (!batch.resets.empty()) {
-      batch.resets.resize(batch.tokens.size());
     }
-    batch.offsets.push_back(batch.rows());
   }
 
  private:
@@ -123,6 +120,22 @@ uint64_t shuffled_index(uint64_t index, uint64_t count, uint64_t key) {
     index = left << half | right;
   } while (index >= count);
   return index;
+}
+
+void add_sequence(std::span<const TokenId> tokens, std::span<const TokenMark> marks, TrainBatch& batch) {
+  RWKVX_ASSERT(tokens.size() >= 2 && (marks.empty() || marks.size() == tokens.size()));
+  const size_t first = batch.tokens.size();
+  batch.tokens.insert(batch.tokens.end(), tokens.begin(), tokens.end() - 1);
+  batch.targets.insert(batch.targets.end(), tokens.begin() + 1, tokens.end());
+  if (!marks.empty() && batch.weights.empty()) batch.weights.resize(first, 1.0f);
+  if (!marks.empty() || !batch.weights.empty()) batch.weights.resize(batch.tokens.size(), 1.0f);
+  if (!marks.empty() || !batch.resets.empty()) batch.resets.resize(batch.tokens.size());
+  for (size_t i = 0; i + 1 < marks.size(); ++i) {
+    batch.weights[first + i] = marks[i + 1].weight;
+    if (!(marks[i + 1].weight > 0)) batch.targets[first + i] = -1;
+    batch.resets[first + i] = marks[i].reset ? 1 : 0;
+  }
+  batch.offsets.push_back(batch.rows());
 }
 
 std::unique_ptr<TrainingData> make_token_windows(TokenFile file, const WindowOptions& options) {

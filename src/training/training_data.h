@@ -34,7 +34,11 @@ struct WindowOptions {
   bool document_resets = false;  ///< WKV states are reset where a document begins
 };
 
-/// Windows of `context` tokens of the stream of all documents.
+/// Appends a sequence: a row for each token but the last, which is a target only. `marks`: of each token, or
+/// none.
+void add_sequence(std::span<const TokenId> tokens, std::span<const TokenMark> marks, TrainBatch& batch);
+
+/// Windows of `context` tokens of the stream of all documents, with the weights and resets that the file has.
 /// Errors: fewer tokens than one window; with the magic order, too few for a prime; with document resets,
 /// documents that do not lie one after another.
 std::unique_ptr<TrainingData> make_token_windows(TokenFile file, const WindowOptions& options);

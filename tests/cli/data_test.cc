@@ -51,6 +51,37 @@ TEST_F(DataTest, PreparePackInfoSample) {
   expect_error(data({"pack", file("tokens"), "--out", file("tokens.idx")}), 2, {"output is the input"});
 }
 
+TEST_F(DataTest, SegmentsAreShownWithTheirWeights) {
+  const std::string lines = with(
+      "a.jsonl",
+      R"({"segments": [{"text": "What? ", "weight": 0.25}, {"text": "-", "weight": 0}, {"text": "That", "reset": true}]})"
+      "\n");
+  ASSERT_EQ(data({"prepare", lines, "--vocab", "byte", "--out", file("marked")}).code, 0);
+  const Result result = data({"sample", file("marked"), "--vocab", "byte"});
+  EXPECT_EQ(result.out, "--- document 0 of 1, 11 tokens\n⟦0⟧W⟦0.25⟧hat? ⟦0⟧-⟲⟦1⟧That\n") << result.err;
+}
+
+TEST_F(DataTest, SamplesOfAMixture) {
+  const std::string mixture =
+      with("mix.json", R"({"sources": [{"kind": "needles", "share": 1, "tasks": ["passkey"],
+      "distractors": 0}], "resets": {"questions": 1}, "weights": {"text": 0.5},
+      "phases": [{"steps": 1, "context": 150}, {"context": 200}]})");
+  const auto show = [&](std::vector<std::string> more) {
+    more.insert(more.begin(), {"sample", "--mixture", mixture, "--vocab", "byte"});
+    return data(more);
+  };
+  Result result = show({"--count", "2", "--phase", "2"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_THAT(result.out, testing::AllOf(HasSubstr("--- sample 0: 200 tokens, 1 answers, 1 resets\n"),
+                                         HasSubstr("--- sample 1:"),
+                                         HasSubstr("⟲ What is the pass key? The pass"), HasSubstr("is⟦1⟧ ")));
+  EXPECT_THAT(show({"--context", "170"}).out, HasSubstr("170 tokens"));
+  EXPECT_EQ(show({"--seed", "4"}).out, show({"--seed", "4"}).out);
+  expect_error(show({"--phase", "3"}), 1, {"no phase 3"});
+  expect_error(show({"--context", "20"}), 1, {"at least"});
+  expect_error(data({"sample", "--vocab", "byte"}), 2, {"--mixture"});
+}
+
 TEST_F(DataTest, WrongUsageAndFiles) {
   expect_error(run_program({"data"}), 2, {});
   const std::string text = with("a.txt", "x");

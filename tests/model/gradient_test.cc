@@ -297,6 +297,51 @@ TEST(TrainingModelDifferences, MasksWeightsAndResets) {
   }
 }
 
+/// All that a mixture uses at once: weights, resets, rows without target, LongCE, L2Wrap, selection loss. The
+/// cpu backend in float32 against the reference in float64.
+TEST(TrainingModelBackends, WeightsResetsLongCeAndGate) {
+  const test::TemporaryFolder folder;
+  test::small_model(2, 1).write(folder / "model.safetensors");
+  const auto checkpoint = open_checkpoint(folder / "model.safetensors", {4, 2});
+  constexpr size_t kRows = 45;
+  const std::vector<int32_t> tokens = test::random_tokens(kRows, 256, 1);
+  std::vector<int32_t> targets = test::random_tokens(kRows, 256, 2);
+  std::vector<float> weights(kRows);
+  std::vector<uint8_t> resets(kRows, 0);
+  for (size_t i = 0; i < kRows; ++i) {
+    weights[i] = i % 3 == 0 ? 1.0f : 0.1f;
+    resets[i] = i % 7 == 3;
+    if (i % 5 == 2) targets[i] = -1;
+  }
+  const std::vector<int64_t> offsets{0, 12, kRows};
+  TrainingOptions options;
+  options.divisor = 13.5;
+  options.l2wrap = 0.01f;
+  options.longce = LongCe{10, 4, 2};
+  options.gate = {0.3f, 16, 5};
+  std::vector<std::vector<float>> gradients[2];
+  TrainingResult results[2];
+  for (const int side : {0, 1}) {
+    const std::shared_ptr<Ops> ops =
+        side == 0 ? make_ops({"reference", Precision::f64, 1}) : make_ops({"cpu", Precision::f32, 2});
+    Parameters parameters(checkpoint->config, *ops);
+    parameters.load(*checkpoint);
+    TrainingModel model(parameters);
+    results[side] = model.forward_backward({tokens, targets, offsets, weights, resets}, options);
+    for (const Parameters::Tensor& tensor : parameters.tensors())
+      gradients[side].push_back(host(tensor.gradient));
+  }
+  EXPECT_NEAR(results[1].loss / results[0].loss, 1, 1e-5);
+  EXPECT_EQ(results[1].hits, results[0].hits);
+  for (size_t i = 0; i < kRows; ++i) {
+    if (targets[i] < 0) {
+      EXPECT_EQ(results[1].hits[i], 0);
+    }
+  }
+  for (size_t i = 0; i < gradients[0].size(); ++i)
+    EXPECT_LE(distance(gradients[1][i], gradients[0][i]).rms, kGradientBound) << i;
+}
+
 /// Which targets are the likeliest, from the forward pass of training and from the one without.
 TEST_F(TrainingModelTest, HitsAreTheLikeliestTokens) {
   Parameters parameters(golden_.checkpoint->config, *ops_);

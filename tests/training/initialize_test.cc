@@ -98,6 +98,12 @@ TEST(Initialize, Matrices) {
   EXPECT_GE(*low, -1e-4f);
   EXPECT_LE(*high, 1e-4f);
   EXPECT_GT(*high - *low, 1.9e-4f);
+  std::vector<float> larger(embedding.size());
+  for (const TensorSpec& spec : tensor_list(config)) {
+    if (spec.name == "emb.weight") initialize(spec, config, 1, larger, 0.5);
+  }
+  EXPECT_GT(*std::max_element(larger.begin(), larger.end()), 0.49f);
+  EXPECT_LE(*std::max_element(larger.begin(), larger.end()), 0.5f);
 }
 
 TEST(Initialize, SeedsAndTensorsDiffer) {

@@ -204,6 +204,26 @@ TEST_F(MixtureTest, WeightsByWhatATokenIs) {
   EXPECT_EQ(weight(asked - 1), 2);
 }
 
+TEST_F(MixtureTest, MarksOfATokenFileComeFirst) {
+  std::vector<TokenMark> marks(41, {3, false});
+  marks[7] = {0.5f, true};
+  marks[9].weight = 0;
+  TokenFileWriter writer(folder_ / "marked", TokenType::u16);
+  writer.append(std::vector<TokenId>(41, 'x'), marks);
+  writer.commit();
+  const TrainBatch batch =
+      sample(*data(fmt::format(R"({{"sources": [{{"kind": "tokens", "share": 1, "weight": 2, "data": "{}"}}],
+                             "weights": {{"text": 0.1}}, "resets": {{"every": 30}}}})",
+                               (folder_ / "marked").string()),
+                   40),
+             0);
+  for (size_t row = 0; row < 40; ++row) {
+    EXPECT_EQ(batch.weights[row], row == 6 ? 1 : row == 8 ? 0 : 6) << row;
+    EXPECT_EQ(batch.targets[row] < 0, row == 8);
+    EXPECT_EQ(batch.resets[row], row == 7 || row == 30);
+  }
+}
+
 TEST_F(MixtureTest, Resets) {
   const auto resets = [&](const std::string& rule, uint64_t index) {
     return sample(*data(R"({"sources": [{"kind": "pairs", "share": 1}], "resets": )" + rule + "}", 700),

@@ -45,6 +45,28 @@ TEST_F(PackTest, LongOnesAreCutShortOnesJoined) {
   EXPECT_EQ(report.left_out, 0u);
 }
 
+TEST_F(PackTest, MarksGoWithTheirTokens) {
+  TokenFileWriter writer(folder_ / "in", TokenType::u16);
+  for (const auto& document : kDocuments) {
+    std::vector<TokenMark> marks;
+    for (const TokenId id : document) marks.push_back({static_cast<float>(id), id % 3 == 0});
+    writer.append(document, marks);
+    writer.end_document();
+  }
+  writer.commit();
+  pack_tokens(TokenFile::open(folder_ / "in"), folder_ / "out", {.length = 4});
+  const TokenFile packed = TokenFile::open(folder_ / "out");
+  ASSERT_TRUE(packed.marked());
+  std::vector<TokenId> tokens(20);
+  std::vector<TokenMark> marks(20);
+  packed.read(0, tokens);
+  packed.read_marks(0, marks);
+  for (size_t i = 0; i < 20; ++i) {
+    EXPECT_EQ(marks[i].weight, static_cast<float>(tokens[i]));
+    EXPECT_EQ(marks[i].reset, tokens[i] % 3 == 0);
+  }
+}
+
 TEST_F(PackTest, OnlyLongOnes) {
   const PackReport report = pack_tokens(input(kDocuments), folder_ / "out", {.length = 4, .long_only = true});
   EXPECT_EQ(output(), (Documents{{4, 5, 6, 7}, {8, 9, 10, 11}, {15, 16, 17, 18}}));

@@ -173,5 +173,64 @@ TEST_F(PrepareTest, StopsWhenProgressThrows) {
   EXPECT_EQ(folder_.files(), (std::vector<std::string>{"text"}));
 }
 
+TEST_F(PrepareTest, SegmentsHaveWeightsAndResets) {
+  const Path plain = with("a.jsonl", "{\"text\": \"cc\"}\n");
+  const Path marked = with("b.jsonl",
+                           "{\"text\": \"bb\"}\n"
+                           "{\"segments\": [{\"text\": \"ab\", \"weight\": 0.25}, {\"text\": \"\"}, "
+                           "{\"text\": \"c\", \"weight\": 2, "
+                           "\"reset\": true}, {\"text\": \"bb\", \"weight\": 0}]}\n"
+                           "{\"segments\": [{\"text\": \"\"}]}\n{\"text\": \"b\"}\n");
+  PrepareOptions options;
+  options.document_end = 0;
+  const PrepareReport report = prepare({plain, marked, plain}, options);
+  EXPECT_EQ(report.documents, 5u);
+  EXPECT_EQ(report.empty_documents, 1u);
+  const TokenFile file = TokenFile::open(folder_ / "out");
+  ASSERT_TRUE(file.marked());
+  // "ab" and "c" are tokenized apart, though "abc" is a token.
+  const Documents expected = {tokens_of("cc", 0),
+                              tokens_of("bb", 0),
+                              {tokenizer_->encode("ab")[0], tokenizer_->encode("c")[0],
+                               tokenizer_->encode("b")[0], tokenizer_->encode("b")[0], 0},
+                              tokens_of("b", 0),
+                              tokens_of("cc", 0)};
+  EXPECT_EQ(documents(), expected);
+  std::vector<TokenMark> marks(file.tokens());
+  file.read_marks(0, marks);
+  std::vector<float> weights;
+  std::vector<bool> resets;
+  for (const TokenMark& mark : marks) {
+    weights.push_back(mark.weight);
+    resets.push_back(mark.reset);
+  }
+  EXPECT_EQ(weights, (std::vector<float>{1, 1, 1, 1, 1, 0.25, 2, 0, 0, 0, 1, 1, 1, 1}));
+  EXPECT_EQ(resets, (std::vector<bool>{0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0}));
+
+  // Text without segments leaves no weights of another file behind.
+  prepare({plain}, {});
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "out.weights"));
+  EXPECT_FALSE(TokenFile::open(folder_ / "out").marked());
+}
+
+TEST_F(PrepareTest, SegmentsThatAreNone) {
+  const auto error = [&](const std::string& segments) {
+    const Path input = with("a.jsonl", "{\"text\": \"a\"}\n{\"segments\": " + segments + "}\n");
+    return error_of([&] { prepare({input}, {}); });
+  };
+  EXPECT_EQ(error(R"([{"text": "a"}])"), "");
+  for (const auto& [segments, what] :
+       std::vector<std::pair<const char*, const char*>>{{"3", "no list"},
+                                                        {"[3]", "segment 1"},
+                                                        {R"([{"text": "a"}, {"weight": 1}])", "segment 2"},
+                                                        {R"([{"text": "a", "weight": -1}])", "\"weight\""},
+                                                        {R"([{"text": "a", "weight": 1e9}])", "\"weight\""},
+                                                        {R"([{"text": "a", "weight": "1"}])", "\"weight\""},
+                                                        {R"([{"text": "a", "reset": 1}])", "\"reset\""},
+                                                        {R"([{"text": "a", "wait": 1}])", "\"wait\""}}) {
+    EXPECT_THAT(error(segments), AllOf(HasSubstr("a.jsonl, line 2"), HasSubstr(what))) << segments;
+  }
+}
+
 }  // namespace
 }  // namespace rwkvx

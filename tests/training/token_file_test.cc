@@ -156,5 +156,39 @@ TEST_F(TokenFileTest, NothingIsLeftOfAWriterThatStops) {
   EXPECT_THAT(folder_.files(), ::testing::SizeIs(2));
 }
 
+TEST_F(TokenFileTest, MarksBesideTheTokens) {
+  const std::vector<TokenId> tokens{7, 8};
+  TokenFileWriter writer(name(), TokenType::u16);
+  writer.append(std::vector<TokenId>{1});  // before the first marks
+  writer.append(tokens, std::vector<TokenMark>{{0.5f, true}, {3, false}});
+  writer.end_document();
+  writer.append(std::vector<TokenId>{2});  // and behind the last
+  writer.commit();
+  EXPECT_EQ(read_file(folder_ / "data.weights"),
+            std::string("RWKVXTW\1") + raw<uint16_t>({0x3c00, 0xb800, 0x4200, 0x3c00}));
+  const TokenFile file = TokenFile::open(folder_ / "data.weights");
+  ASSERT_TRUE(file.marked());
+  std::vector<TokenMark> marks(2);
+  file.read_marks(1, marks);
+  EXPECT_EQ(marks[0].weight, 0.5f);
+  EXPECT_TRUE(marks[0].reset);
+  EXPECT_EQ(marks[1].weight, 3);
+  EXPECT_FALSE(marks[1].reset);
+}
+
+TEST_F(TokenFileTest, MarksThatDoNotFit) {
+  put(good_index(), good_data());
+  const std::string good = std::string("RWKVXTW\1") + raw<uint16_t>({0x3c00, 0x3c00, 0x3c00, 0x3c00, 0x7c00});
+  for (const std::string& bytes : {std::string(), good.substr(0, 7), good.substr(0, 16), good.substr(0, 17),
+                                   good + "xx", "X" + good.substr(1)}) {
+    write(folder_ / "data.weights", bytes);
+    EXPECT_THAT(error_of([&] { TokenFile::open(name()); }), HasSubstr("data.weights")) << bytes.size();
+  }
+  write(folder_ / "data.weights", good);
+  const TokenFile file = TokenFile::open(name());
+  std::vector<TokenMark> marks(5);
+  EXPECT_THAT(error_of([&] { file.read_marks(0, marks); }), HasSubstr("weight of token 4"));
+}
+
 }  // namespace
 }  // namespace rwkvx

@@ -105,6 +105,35 @@ TEST_F(TrainingDataTest, ResetsWhereDocumentsBegin) {
   EXPECT_EQ(batch.resets, (std::vector<uint8_t>{0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0}));
 }
 
+TEST_F(TrainingDataTest, WeightsAndResetsOfTheFile) {
+  std::vector<TokenId> tokens(13);
+  std::iota(tokens.begin(), tokens.end(), 0);
+  std::vector<TokenMark> marks(13);
+  for (size_t i = 0; i < 13; ++i) marks[i] = {static_cast<float>(i % 4), i == 5 || i == 9};
+  TokenFileWriter writer(folder_ / "data", TokenType::u16);
+  writer.append(tokens, marks);
+  writer.commit();
+  const auto marked = TokenFile::open(folder_ / "data");
+  const auto data = make_token_windows(marked, {.context = 6, .order = Order::sequential, .vocab = 100});
+  const auto plain = make_token_windows(file({9}), {.context = 4, .order = Order::sequential, .vocab = 100});
+  TrainBatch batch;
+  plain->add(0, batch);  // without weights, before and behind
+  data->add(0, batch);
+  data->add(1, batch);
+  plain->add(0, batch);
+  // A row's weight is that of the token behind it; a token that does not count is no target.
+  EXPECT_EQ(batch.weights, (std::vector<float>{1, 1, 1, 1, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 1, 1, 1}));
+  EXPECT_EQ(batch.targets,
+            (std::vector<int32_t>{1, 2, 3, 4, 1, 2, 3, -1, 5, 6, 7, -1, 9, 10, 11, -1, 1, 2, 3, 4}));
+  EXPECT_EQ(batch.resets, (std::vector<uint8_t>{0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0}));
+  EXPECT_EQ(batch.weight(), 4 + 9 + 9 + 4);
+  const auto both = make_token_windows(
+      marked, {.context = 6, .order = Order::sequential, .vocab = 100, .document_resets = true});
+  batch.clear();
+  both->add(0, batch);
+  EXPECT_EQ(batch.resets, (std::vector<uint8_t>{0, 0, 0, 0, 0, 1}));
+}
+
 TEST_F(TrainingDataTest, DataThatDoNotFit) {
   EXPECT_THAT(error_of([&] { make_token_windows(file({4}), {.context = 4, .vocab = 100}); }),
               HasSubstr("--context"));

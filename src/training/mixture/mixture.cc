@@ -172,12 +172,15 @@ class MixtureData final : public TrainingData {
     const int64_t first = batch.rows();
     batch.tokens.insert(batch.tokens.end(), sample.tokens.begin(), sample.tokens.end() - 1);
     for (size_t i = 1; i < sample.size(); ++i) {
-      const float weight = source.weight * mixture_->weights().of(sample.roles[i]);
+      const float weight = source.weight * (sample.marks.empty() ? mixture_->weights().of(sample.roles[i])
+                                                                 : sample.marks[i].weight);
       batch.targets.push_back(weight > 0 ? sample.tokens[i] : -1);
       batch.weights.push_back(weight);
     }
     batch.resets.resize(batch.tokens.size());
     draw_resets(resets_[chosen], sample, random, std::span(batch.resets).subspan(static_cast<size_t>(first)));
+    for (size_t i = 0; !sample.marks.empty() && i + 1 < sample.size(); ++i)
+      batch.resets[static_cast<size_t>(first) + i] |= sample.marks[i].reset ? 1 : 0;
     for (const Sample::Range& r : sample.answers) {
       // Row i says token i + 1.
       if (r.begin > 0 && r.end > r.begin) {

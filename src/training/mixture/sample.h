@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "tokenizer/tokenizer.h"
+#include "training/token_marks.h"
 
 namespace rwkvx {
 
@@ -22,6 +23,7 @@ struct Sample {
   };
   std::vector<TokenId> tokens;
   std::vector<TokenRole> roles;   ///< of each token
+  std::vector<TokenMark> marks;   ///< of each token: in place of weights by roles, and resets; empty: none
   std::vector<Range> answers;     ///< tokens that belong together; right when all of them are
   std::vector<size_t> questions;  ///< tokens at which questions begin
 

@@ -23,10 +23,14 @@ class TokenSource final : public SampleSource {
     // As TokenWindows has them: the last token of a window is the first of the next. No window comes twice
     // before all numbers have gone by once.
     const uint64_t windows = (file_.tokens() - 1) / (size - 1), round = index / windows;
+    const uint64_t key = seed_ * 0x9e3779b97f4a7c15 + round;
+    const uint64_t begin = shuffled_index(index % windows, windows, key) * (size - 1);
     std::vector<TokenId> tokens(size);
-    file_.read(shuffled_index(index % windows, windows, seed_ * 0x9e3779b97f4a7c15 + round) * (size - 1),
-               tokens, vocab_);
+    file_.read(begin, tokens, vocab_);
     sample.append(tokens, TokenRole::text);
+    if (!file_.marked()) return;
+    sample.marks.resize(size);
+    file_.read_marks(begin, sample.marks);
   }
 
  private:
