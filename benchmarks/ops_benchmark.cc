@@ -44,6 +44,21 @@ BENCHMARK_CAPTURE(linear, bf16, DType::bf16, Precision::bf16)->Apply(linear_size
 BENCHMARK_CAPTURE(linear, f16_in_bf16, DType::f16, Precision::bf16)->Apply(linear_sizes);
 BENCHMARK_CAPTURE(linear, f32, DType::f32, Precision::f32)->Apply(linear_sizes);
 
+/// Decoding; GB/s are of the file's bytes. Compare tokens/s of formats, or GB/s with bf16's.
+void few_rows(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"rows", "in", "out", "threads"});
+  for (const int64_t rows : {1, 2, 4, 8, 16, 32, 64, 128, 512}) {
+    for (const int64_t threads : {1, 0})
+      b->Args({rows, 768, 3072, threads})->Args({rows, 2048, 2048, threads});
+  }
+}
+BENCHMARK_CAPTURE(linear, decode_bf16, DType::bf16, Precision::bf16)->Apply(few_rows);
+BENCHMARK_CAPTURE(linear, decode_q8_0, DType::q8_0, Precision::bf16)->Apply(few_rows);
+BENCHMARK_CAPTURE(linear, decode_q6_k, DType::q6_k, Precision::bf16)->Apply(few_rows);
+BENCHMARK_CAPTURE(linear, decode_q5_k, DType::q5_k, Precision::bf16)->Apply(few_rows);
+BENCHMARK_CAPTURE(linear, decode_q4_k, DType::q4_k, Precision::bf16)->Apply(few_rows);
+BENCHMARK_CAPTURE(linear, decode_q4_0, DType::q4_0, Precision::bf16)->Apply(few_rows);
+
 void wkv7(benchmark::State& state) {
   const int64_t tokens = state.range(0), heads = state.range(1), width = heads * kHeadSize;
   const auto ops = make_cpu(state.range(2));

@@ -25,7 +25,7 @@ class CpuOps final : public Ops {
       : precision_(precision),
         active_(precision == Precision::bf16 && cpu::has_bf16_products() ? DType::bf16 : DType::f32),
         pool_(threads),
-        linear_(pool_),
+        linear_(pool_, precision == Precision::bf16),
         attention_scratch_(static_cast<size_t>(threads)) {}
 
   std::string_view name() const override { return "cpu"; }
@@ -40,7 +40,7 @@ class CpuOps final : public Ops {
       fail("the cpu backend cannot multiply with {} weights; convert them to f32, bf16, f16 or q8_0",
            rwkvx::name(type));
     }
-    return {weight, nullptr};
+    return linear_.prepare(weight);
   }
 
   void embed(std::span<const int32_t> tokens, ConstView table, View y) override {

@@ -13,24 +13,30 @@ namespace rwkvx::cpu {
 /// Ops::linear(): chooses by the number of rows.
 class Linear {
  public:
-  explicit Linear(ThreadPool& pool)
+  /// bytes: inputs of few rows are rounded to 8 bits where weights are quantised.
+  Linear(ThreadPool& pool, bool bytes)
       : pool_(pool),
+        bytes_(bytes),
         bf16_dot_(has_bf16_dot()),
         many_rows_(pool),
         blocks_(static_cast<size_t>(pool.threads())) {}
+  /// Packs quantised weights where they are multiplied with bytes.
+  Matrix prepare(ConstView weight);
   void run(std::span<const LinearCall> calls);
 
  private:
   void run_few(std::span<const LinearCall> calls);
   void run_block(const LinearCall& call, const float* x, int64_t first, int thread);
+  bool few(const LinearCall& call) const;
   bool by_bf16_dot(const LinearCall& call) const;
+  bool by_bytes(const LinearCall& call) const;
   int64_t spread_elements(const LinearCall& call) const;
 
   ThreadPool& pool_;
-  bool bf16_dot_;
+  bool bytes_, bf16_dot_;
   ManyRows many_rows_;
   Scratch inputs_;
-  std::vector<Scratch> blocks_;  // of quantised weights as float32; one for each thread
+  std::vector<Scratch> blocks_;  // of quantised weights as float32, one for each thread
   std::vector<const LinearCall*> many_;
 };
 

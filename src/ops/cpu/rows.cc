@@ -4,10 +4,9 @@
 // After targets.h.
 #include "hwy/foreach_target.h"
 // After foreach_target.h.
-#include <array>
-
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/simd-inl.h"
+#include "tensor/expand_block.h"
 #include "tensor/quantise.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -30,6 +29,31 @@ void convert(const void* from, DType from_type, void* to, DType to_type, int64_t
     if (from_type == DType::f16) return convert_typed(static_cast<const Float16*>(from), y, count);
     with_real_or_bf16(from_type, from, [&](auto* x) { convert_typed(x, y, count); });
   });
+}
+
+template <typename Block, int kElements>
+HWY_INLINE void expand_as_bf16(const void* blocks, BFloat16* to, int64_t count) {
+  const auto* b = static_cast<const Block*>(blocks);
+  for (int64_t i = 0; i < count / kElements; ++i, to += kElements) {
+    alignas(64) float values[kElements];
+    expand(b[i], values);
+    for (int k = 0; k < kElements; k += kLanes) store(load(values + k), to + k);
+  }
+}
+
+void expand_blocks(const void* blocks, DType type, BFloat16* to, int64_t count) {
+  switch (type) {
+    case DType::q8_0:
+      return expand_as_bf16<BlockQ8_0, kSmallBlock>(blocks, to, count);
+    case DType::q4_0:
+      return expand_as_bf16<BlockQ4_0, kSmallBlock>(blocks, to, count);
+    case DType::q4_k:
+      return expand_as_bf16<BlockQ4_K, kSuperBlock>(blocks, to, count);
+    case DType::q5_k:
+      return expand_as_bf16<BlockQ5_K, kSuperBlock>(blocks, to, count);
+    default:
+      return expand_as_bf16<BlockQ6_K, kSuperBlock>(blocks, to, count);
+  }
 }
 
 void layer_norm_rows(ConstView x, ConstView gain, ConstView bias, float eps, View y, int64_t begin,
@@ -95,20 +119,14 @@ HWY_AFTER_NAMESPACE();
 namespace rwkvx::cpu {
 
 HWY_EXPORT(convert);
+HWY_EXPORT(expand_blocks);
 HWY_EXPORT(layer_norm_rows);
 HWY_EXPORT(token_shift_rows);
 
 void convert(const void* from, DType from_type, void* to, DType to_type, int64_t count) {
   if (!is_quantised(from_type)) return HWY_DYNAMIC_DISPATCH(convert)(from, from_type, to, to_type, count);
   if (to_type == DType::f32) return dequantise(from, from_type, static_cast<float*>(to), count);
-  constexpr int64_t kPiece = 4096;
-  alignas(64) std::array<float, kPiece> piece;
-  for (int64_t i = 0; i < count; i += kPiece) {
-    const int64_t n = std::min(kPiece, count - i);
-    dequantise(static_cast<const std::byte*>(from) + bytes_of(from_type, i), from_type, piece.data(), n);
-    auto* at = static_cast<std::byte*>(to) + bytes_of(to_type, i);
-    HWY_DYNAMIC_DISPATCH(convert)(piece.data(), DType::f32, at, to_type, n);
-  }
+  HWY_DYNAMIC_DISPATCH(expand_blocks)(from, from_type, static_cast<BFloat16*>(to), count);
 }
 void embed_rows(std::span<const int32_t> tokens, ConstView table, View y, int64_t begin, int64_t end) {
   const int64_t width = y.dim(1);
