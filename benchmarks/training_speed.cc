@@ -12,6 +12,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "formats/catalog.h"
 #include "model/training_model.h"
 #include "ops/training.h"
 
@@ -54,8 +55,26 @@ struct Options {
                      .value_rank = 32,
                      .gate_rank = 64};
   double activation_gb = -1;  // below 0: the default of training
+  std::string save;
   int threads = 0, steps = 3;
 };
+
+/// Weights and data as safetensors, for another program to do the same step.
+void save(const std::string& path, const Parameters& parameters, std::span<const int32_t> tokens,
+          std::span<const int32_t> targets) {
+  std::vector<TensorToWrite> all;
+  for (const Parameters::Tensor& tensor : parameters.tensors()) {
+    all.push_back(
+        {tensor.spec.name, DType::f32, tensor.spec.shape, [&] { return ConstView(tensor.master); }});
+  }
+  const auto ids = [&](const char* name, std::span<const int32_t> of) {
+    const Shape shape{static_cast<int64_t>(of.size())};
+    all.push_back({name, DType::i32, shape, [=] { return ConstView(of.data(), DType::i32, shape); }});
+  };
+  ids("tokens", tokens);
+  ids("targets", targets);
+  write_safetensors(path, all, {});
+}
 
 void run(const Options& run_options) {
   const ModelConfig& config = run_options.config;
@@ -92,6 +111,7 @@ void run(const Options& run_options) {
   if (run_options.activation_gb >= 0) {
     options.activation_bytes = static_cast<uint64_t>(1e9 * run_options.activation_gb);
   }
+  if (!run_options.save.empty()) save(run_options.save, parameters, tokens, targets);
   std::vector<double> rates;
   for (int step = 1; step <= run_options.steps; ++step) {
     const auto start = std::chrono::steady_clock::now();
@@ -106,7 +126,7 @@ void run(const Options& run_options) {
     rusage usage{};
     getrusage(RUSAGE_SELF, &usage);
     fmt::print(
-        "step {}: loss {:.3f}, {:.0f} tokens/s, {:.1f} GFLOP/s, {:.0f} us of processors a token, peak {:.2f} "
+        "step {}: loss {:.5f}, {:.0f} tokens/s, {:.1f} GFLOP/s, {:.0f} us of processors a token, peak {:.2f} "
         "GB\n",
         step, result.loss, rate, 6 * static_cast<double>(matrices) * rate / 1e9,
         1e6 * (processor_seconds() - processor) / static_cast<double>(rows),
@@ -138,6 +158,7 @@ int main(int argc, char** argv) {
   app.add_option("--chunk-top-k", config.top_k);
   app.add_option("--activation-gb", options.activation_gb,
                  "memory for activations of blocks; -1: the default of training");
+  app.add_option("--save", options.save, "a file for the weights and the data of the first step");
   app.add_option("--threads", options.threads, "0: one for each core");
   app.add_option("--steps", options.steps)->check(CLI::PositiveNumber);
   CLI11_PARSE(app, argc, argv);
