@@ -40,6 +40,7 @@ void check(const TrainConfig& c) {
   check_choice("precision", c.precision, {"f32", "bf16"});
   check_choice("backend", c.backend, {"cpu", "reference"});
   check_choice("recompute", c.recompute, {"on", "off", "auto"});
+  check_range("activation-gb", c.activation_gb, 0, 1e6);
   if (c.data.empty() && c.chat.empty() && c.mixture.empty())
     refuse("pass --data, --chat or --mixture to train on");
   if (!c.chat.empty() && (!c.data.empty() || !c.mixture.empty()))

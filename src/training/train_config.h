@@ -42,6 +42,7 @@ struct TrainConfig {
   std::string precision = "bf16", backend = "cpu";
   int64_t threads = 0;
   std::string recompute = "auto";
+  double activation_gb = 4;
   int64_t log_every = 1, eval_every = 100, eval_windows = 16, save_every = 500, keep = 2;
 
   template <typename Self, typename Visit>
@@ -120,7 +121,10 @@ void TrainConfig::for_each_setting(Self& c, Visit&& visit) {
   visit("precision", c.precision, group, "Of matrix products: f32 or bf16");
   visit("backend", c.backend, group, "cpu, or reference: slow, scalar, the specification");
   visit("threads", c.threads, group, "0 for one on each core");
-  visit("recompute", c.recompute, group, "on, off or auto: recompute blocks in the backward pass");
+  visit(
+      "recompute", c.recompute, group,
+      "Compute blocks again in the backward pass: on, off, or auto: what does not fit into --activation-gb");
+  visit("activation-gb", c.activation_gb, group, "Memory for what blocks keep for the backward pass");
   visit("log-every", c.log_every, group, "Steps between lines of metrics.jsonl");
   visit("eval-every", c.eval_every, group, "Steps between held-out losses");
   visit("eval-windows", c.eval_windows, group, "Samples of a held-out loss, and of held-out questions");

@@ -73,6 +73,7 @@ class Trainer::Impl {
     // Each batch has its own mean of the selection loss; a step has the mean of those.
     options.gate.weight = static_cast<float>(config.gate_loss / static_cast<double>(config.accumulate));
     options.gate.samples = config.gate_rows;
+    options.activation_bytes = static_cast<uint64_t>(1e9 * config.activation_gb);
     if (config.recompute == "on") options.activation_bytes = 0;
     if (config.recompute == "off") options.activation_bytes = UINT64_MAX;
   }
