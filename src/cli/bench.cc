@@ -14,13 +14,15 @@ struct BenchOptions {
   bool long_context = false, json = false;
   std::string lengths = "1k..128k";
   int64_t decode = 128, context = 0, prefill = 512;
+  std::vector<std::string> states;
+  int64_t rounds = 5;
 };
 
 nlohmann::ordered_json to_json(const LongSpeed& s) {
   const double seconds = s.decode_quantile(0.5) / 1e3;
   return {{"context", s.context},
           {"prefill_tokens", s.prefilled},
-          {"prefill_tokens_per_second", s.prefill_tokens_per_second()},
+          {"prefill_tokens_per_second", s.prefilled > 0 ? s.prefill_tokens_per_second() : 0},
           {"decode_tokens", s.decode_ms.size()},
           {"decode_tokens_per_second", 1 / seconds},
           {"decode_ms_median", s.decode_quantile(0.5)},
@@ -39,6 +41,8 @@ void run(const BenchOptions& o) {
   const std::vector<int64_t> lengths =
       o.long_context ? parse_lengths(o.lengths) : std::vector<int64_t>{o.context > 0 ? o.context : o.prefill};
   const auto model = load_model(o.run.model_options());
+  std::vector<Session> states;
+  for (const std::string& path : o.states) states.emplace_back(model).load(path);
   const KvOptions& kv = model->kv_options();
   nlohmann::ordered_json out = {{"model", o.run.model},
                                 {"backend", model->ops().name()},
@@ -59,28 +63,34 @@ void run(const BenchOptions& o) {
                       "prefill t/s", "decode ms", "p99", "worst", "GB/s", "resident", "KV", "on disk"));
   }
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  const auto show = [&](const LongSpeed& s) {
+    const nlohmann::ordered_json row = to_json(s);
+    rows.push_back(row);
+    bar.clear();
+    if (o.json) return;
+    print(fmt::format("{:>9} {:>12.1f} {:>10.3f} {:>8.3f} {:>8.3f} {:>7.1f} {:>10} {:>10} {:>10}\n",
+                      length_label(s.context), row["prefill_tokens_per_second"].get<double>(),
+                      s.decode_quantile(0.5), s.decode_quantile(0.99), s.decode_quantile(1),
+                      row["decode_gigabytes_per_second"].get<double>(), human_bytes(s.resident_bytes),
+                      human_bytes(s.kv_bytes), human_bytes(s.file_bytes)));
+  };
   bool stopped = false;
   try {
-    measure_long_speed(
-        model, lengths, o.decode,
-        [&](const LongSpeed& s) {
-          const nlohmann::ordered_json row = to_json(s);
-          rows.push_back(row);
-          bar.clear();
-          if (o.json) return;
-          print(fmt::format("{:>9} {:>12.1f} {:>10.3f} {:>8.3f} {:>8.3f} {:>7.1f} {:>10} {:>10} {:>10}\n",
-                            length_label(s.context), s.prefill_tokens_per_second(), s.decode_quantile(0.5),
-                            s.decode_quantile(0.99), s.decode_quantile(1),
-                            row["decode_gigabytes_per_second"].get<double>(), human_bytes(s.resident_bytes),
-                            human_bytes(s.kv_bytes), human_bytes(s.file_bytes)));
-        },
-        bar.callback());
+    if (o.states.empty()) {
+      measure_long_speed(model, lengths, o.decode, show, bar.callback());
+    } else {
+      ProgressBar turns("measure", "turns");
+      const std::vector<LongSpeed> speeds =
+          measure_in_turn(model, states, {o.prefill, o.decode, o.rounds}, turns.callback());
+      turns.clear();
+      for (const LongSpeed& speed : speeds) show(speed);
+    }
   } catch (const Interrupted&) {
     stopped = true;  // what was measured is printed
   }
   bar.clear();
   if (o.json) {
-    if (o.long_context) {
+    if (o.long_context || !o.states.empty()) {
       out["lengths"] = rows;
     } else if (!rows.empty()) {
       out.update(rows[0]);
@@ -97,7 +107,7 @@ void add_bench(CLI::App& app) {
       "bench", "Measure speed and memory with random tokens: prefill, then decoding token by token");
   auto o = std::make_shared<BenchOptions>();
   add_model_argument(*command, o->run);
-  command->add_flag("--long", o->long_context, "A table over context lengths");
+  auto* table = command->add_flag("--long", o->long_context, "A table over context lengths");
   command->add_option("--lengths", o->lengths, "Of --long: a list, or a doubling range such as 1k..1m")
       ->capture_default_str();
   command->add_option("--prefill", o->prefill, "Tokens to read")
@@ -107,6 +117,14 @@ void add_bench(CLI::App& app) {
       ->check(CLI::Range(int64_t{1}, kMostTokens));
   command->add_option("--decode", o->decode, "Tokens to decode, at each length")
       ->check(CLI::Range(int64_t{1}, kMostTokens))
+      ->capture_default_str();
+  auto* states = command->add_option("--states", o->states,
+                                     "Go on from saved states (--state-out of generate), which take turns, "
+                                     "instead of reading from the beginning");
+  states->excludes(table);
+  command->add_option("--rounds", o->rounds, "Turns of each of --states")
+      ->check(CLI::Range(int64_t{1}, int64_t{1000}))
+      ->needs(states)
       ->capture_default_str();
   command->add_flag("--json", o->json, "Print one JSON object");
   add_run_options(*command, o->run, "bf16");

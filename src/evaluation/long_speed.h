@@ -8,6 +8,7 @@
 
 #include "base/progress.h"
 #include "model/model.h"
+#include "runtime/session.h"
 
 namespace rwkvx {
 
@@ -31,6 +32,16 @@ struct LongSpeed {
 /// `done` gets each result as it comes; `progress` counts tokens read and may throw to stop.
 void measure_long_speed(std::shared_ptr<const Model> model, std::span<const int64_t> lengths, int64_t decode,
                         const std::function<void(const LongSpeed&)>& done, const Progress& progress);
+
+struct TurnOptions {
+  int64_t prefill = 0, decode = 128;  ///< tokens of each turn
+  int64_t rounds = 5;                 ///< turns of each state
+};
+
+/// Speed from each of `states` on, which take turns, so that all see the same load of the machine. They stay
+/// as they are: forks read `prefill` random tokens (the median of the rounds counts) and decode `decode`.
+std::vector<LongSpeed> measure_in_turn(std::shared_ptr<const Model> model, std::span<const Session> states,
+                                       const TurnOptions& options, const Progress& progress);
 
 /// Resident memory of the process now; 0 when unknown.
 uint64_t resident_bytes();

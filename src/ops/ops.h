@@ -93,7 +93,8 @@ struct Wkv7Output {
 /// Called from any thread.
 class ReadObserver {
  public:
-  virtual void read(uint64_t bytes) noexcept = 0;
+  /// `bytes` at `data` are about to be read, by `readers` queries.
+  virtual void read(const void* data, uint64_t bytes, int64_t readers) noexcept = 0;
 
  protected:
   ~ReadObserver() = default;
