@@ -63,6 +63,26 @@ double decode_ms(Session& session, int32_t token) {
   return 1e3 * seconds_since(start);
 }
 
+/// `batch` forks of a session, a token each at a time.
+void decode_together(const Model& model, const Session& session, int64_t batch, int64_t decode,
+                     RandomTokens& random, LongSpeed& speed) {
+  Ops& ops = model.ops();
+  Arena arena(ops.allocator());
+  Buffer logits(ops.real(), {batch, model.config().vocab}, ops.allocator());
+  std::vector<State> states;
+  for (int64_t i = 0; i < batch; ++i) states.push_back(session.state().fork());
+  speed.batch = batch;
+  for (int64_t n = -1; n < decode;
+       ++n) {  // the first is not counted: last pages, which forks share, are copied
+    const std::vector<int32_t> tokens = random.many(batch);
+    std::vector<SequenceInput> inputs;
+    for (size_t i = 0; i < tokens.size(); ++i) inputs.push_back({std::span(&tokens[i], 1), &states[i]});
+    const auto start = Clock::now();
+    model.forward(inputs, LogitsOf::last, logits, arena);
+    if (n >= 0) speed.decode_ms.push_back(1e3 * seconds_since(start));
+  }
+}
+
 }  // namespace
 
 double LongSpeed::decode_quantile(double q) const {
@@ -79,7 +99,8 @@ uint64_t resident_bytes() {
 }
 
 void measure_long_speed(std::shared_ptr<const Model> model, std::span<const int64_t> lengths, int64_t decode,
-                        const std::function<void(const LongSpeed&)>& done, const Progress& progress) {
+                        int64_t batch, const std::function<void(const LongSpeed&)>& done,
+                        const Progress& progress) {
   RandomTokens random(model->config());
   Session session(model);
   for (size_t i = 0; i < lengths.size(); ++i) {
@@ -95,6 +116,12 @@ void measure_long_speed(std::shared_ptr<const Model> model, std::span<const int6
     });
     speed.prefill_seconds = seconds_since(start);
 
+    if (batch > 1) {
+      decode_together(*model, session, batch, decode, random, speed);
+      count_bytes(*model, session, speed);
+      done(speed);
+      continue;
+    }
     // A copy shares pages until they are written to, which would be measured too.
     const bool fits = i + 1 == lengths.size() || length + decode < lengths[i + 1];
     std::optional<Session> copy;

@@ -111,6 +111,26 @@ TEST_F(LongContextTest, BenchTakesTurnsAtSavedStates) {
   expect_error(run_program({"bench", proto_, "--long", "--states", file("long")}), 2, {"--states"});
 }
 
+TEST_F(LongContextTest, BenchDecodesBatchesAndComparesWithTheMachine) {
+  const Result result = run_program(
+      {"bench", proto_, "--prefill", "200", "--decode", "4", "--batch", "3", "--threads", "1", "--json"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const auto json = nlohmann::json::parse(result.out);
+  EXPECT_EQ(json["threads"], 1);
+  EXPECT_EQ(json["batch"], 3);
+  EXPECT_EQ(json["decode_tokens"], 4);
+  EXPECT_NEAR(json["decode_tokens_per_second"], 3e3 / json["decode_ms_median"].get<double>(), 1e-6);
+  for (const char* rate : {"machine_read_gigabytes_per_second", "machine_product_gigaflops_per_second",
+                           "prefill_gigaflops_per_second"}) {
+    EXPECT_GT(json[rate], 0) << rate;
+  }
+  EXPECT_NEAR(json["prefill_fraction_of_machine"],
+              json["prefill_gigaflops_per_second"].get<double>() /
+                  json["machine_product_gigaflops_per_second"].get<double>(),
+              1e-9);
+  expect_error(run_program({"bench", proto_, "--batch", "0"}), 2, {"--batch"});
+}
+
 TEST_F(LongContextTest, RecallOfTheChunksThatAreChosen) {
   std::string text;
   for (int i = 0; i < 400; ++i) text += static_cast<char>('a' + i * i % 23);
