@@ -49,7 +49,7 @@ def built(given):
 
 
 def show(plan, folders):
-    words = {"done": "done", "begun": "begun", "changed": "other settings", "missing": "-"}
+    words = {"done": "done", "begun": "begun", "changed": "out of date", "missing": "-"}
     for stage in plan.stages:
         print(f"{stage.name:<60} {words[folders.state(stage)]:<15} {stage.about}")
 

@@ -18,6 +18,10 @@ class Failure(Exception):
     """One line that says what is wrong and what to do."""
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def say(text):
     print(text, file=sys.stderr, flush=True)
 
@@ -89,12 +93,26 @@ class Folders:
         path = self.of(stage) / "stage.json"
         return read_json(path) if path.exists() else None
 
+    def made(self, stage):
+        """When it was finished: tells apart what was made twice with the same settings."""
+        return (self.record(stage) or {}).get("made")
+
+    def change(self, stage):
+        """Why the result that is there is of no use any more; "" if it is."""
+        record = self.record(stage)
+        if record is None:
+            return ""
+        if record["key"] != stage.key():
+            return "was made with other settings: " + first_difference(record["described"], stage.described())
+        again = [need.name for need in stage.needs if record["of"].get(need.name) != self.made(need)]
+        return f"is older than {again[0]}" if again else ""
+
     def state(self, stage):
-        """done, begun, changed (made with other settings) or missing."""
+        """done, begun, changed or missing."""
         record = self.record(stage)
         if record is None:
             return "missing"
-        if record["key"] != stage.key():
+        if self.change(stage):
             return "changed"
         return "done" if record["done"] else "begun"
 
@@ -115,13 +133,10 @@ class Runner:
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            self.lock.close()
             raise Failure(f"{self.folders.out}: another scripts/reproduce, or what it started, still works there") from error
-        signal.signal(signal.SIGTERM, self.terminate)
-
-    def terminate(self, *_):
-        if self.child is not None:
-            self.child.terminate()
-        raise KeyboardInterrupt
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, interrupt)
 
     def run(self, arguments, output=None, threads=True):
         """rwkvx with these arguments; what it prints goes to the file `output` when it has succeeded."""
@@ -130,12 +145,11 @@ class Runner:
             words += ["--threads", str(self.threads)]
         say("  $ " + " ".join(f"'{w}'" if " " in w or not w else w for w in words))
         self.child = subprocess.Popen(words, stdin=subprocess.DEVNULL, pass_fds=[self.lock.fileno()],
-                                      stdout=subprocess.PIPE if output else None)
+                                      stdout=subprocess.PIPE if output else None, preexec_fn=os.setpgrp)
         try:
             text, _ = self.child.communicate()
         except KeyboardInterrupt:
-            self.child.send_signal(signal.SIGINT)  # a second one at a terminal, the first one from elsewhere
-            self.child.wait()
+            self.stop_child()
             raise
         finally:
             code, self.child = self.child.poll(), None
@@ -146,6 +160,15 @@ class Runner:
         if output:
             write_text(output, text.decode("utf-8", "replace"))
 
+    def stop_child(self):
+        """Lets it save what it has. It is in a process group of its own, for a second signal would hurry it."""
+        self.child.send_signal(signal.SIGINT)
+        while self.child.poll() is None:
+            try:
+                self.child.wait()
+            except KeyboardInterrupt:
+                self.child.send_signal(signal.SIGINT)
+
     def make(self, stage, redo=False):
         """Makes one stage unless it is there. Errors: it is there with other settings."""
         folder, state = self.folders.of(stage), self.folders.state(stage)
@@ -153,9 +176,8 @@ class Runner:
             shutil.rmtree(folder)
             state = "missing"
         if state == "changed":
-            why = first_difference(self.folders.record(stage)["described"], stage.described())
-            raise Failure(f"{folder} was made with other settings ({why}); make it again with --redo {stage.name}, "
-                          "or choose another --out")
+            raise Failure(f"{folder} {self.folders.change(stage)}; make it again with --redo {stage.name}, or choose another "
+                          "--out")
         if state == "done":
             say(f"{stage.name}: there already")
             return
@@ -166,8 +188,9 @@ class Runner:
 
         def record(done):
             seconds = before + time.monotonic() - start
-            write_json(folder / "stage.json", {"done": done, "key": stage.key(), "seconds": round(seconds, 1),
-                                               "described": stage.described()})
+            write_json(folder / "stage.json", {"done": done, "key": stage.key(), "made": time.time_ns() if done else None,
+                                               "of": {need.name: self.folders.made(need) for need in stage.needs},
+                                               "seconds": round(seconds, 1), "described": stage.described()})
             return seconds
 
         record(False)
