@@ -8,16 +8,18 @@ void channel_mix(Ops& ops, const ChannelMixWeights& w, const Batch& batch, std::
                  ConstView x, View residual, Arena& arena, ChannelMixKept* keep) {
   const int64_t R = x.dim(0), C = x.dim(1);
   const View mixed = arena.take(ops.active(), {R, C});
-  const View hidden = arena.take(ops.active(), {R, w.key.out()});
+  const View hidden = keep && keep->hidden ? keep->hidden : arena.take(ops.active(), {R, w.key.out()});
   ops.token_shift(x, w.x_k.reshaped({1, C}), batch.offsets, shift, std::span(&mixed, 1));
-  ops.linear({.x = mixed, .w = &w.key, .y = hidden, .activation = Activation::relu_squared});
+  if (!keep || !keep->hidden_known) {
+    ops.linear({.x = mixed, .w = &w.key, .y = hidden, .activation = Activation::relu_squared});
+  }
   if (residual) ops.linear({.x = hidden, .w = &w.value, .y = residual, .add = true});
-  if (keep) *keep = {x, mixed, hidden};
+  if (keep) *keep = {x, mixed, hidden, keep->hidden_known};
 }
 
 void channel_mix_backward(Ops& ops, const ChannelMixWeights& w, const ChannelMixGradients& dw,
-                          const Batch& batch, const ChannelMixKept& kept, ConstView d_residual, View dx,
-                          Arena& arena) {
+                          const Batch& batch, const ChannelMixKept& kept, const ShiftNeighbours& around,
+                          ConstView d_residual, View dx, Arena& arena) {
   const Arena::Scope scope(arena);
   const View d_hidden = arena.take(ops.real(), kept.hidden.shape());
   const View d_mixed = arena.take(ops.real(), kept.mixed.shape());
@@ -36,7 +38,8 @@ void channel_mix_backward(Ops& ops, const ChannelMixWeights& w, const ChannelMix
                                  .offsets = batch.offsets,
                                  .dy = std::span(&d_mixed, 1),
                                  .dx = dx,
-                                 .dmix = dw.x_k});
+                                 .dmix = dw.x_k,
+                                 .around = around});
 }
 
 }  // namespace rwkvx

@@ -2,6 +2,7 @@
 
 #include "model/batch.h"
 #include "model/weights.h"
+#include "ops/training.h"
 #include "tensor/arena.h"
 
 namespace rwkvx {
@@ -10,7 +11,8 @@ namespace rwkvx {
 struct ChannelMixKept {
   ConstView x;  // [R, C] real
   View mixed;   // [R, C] active
-  View hidden;  // [R, F] active
+  View hidden;  // [R, F] active; memory of the caller's, or empty before the forward: the arena's
+  bool hidden_known = false;  // the forward leaves it as it is
 };
 
 /// residual += W_value · relu(W_key · shift_mix(x))². x [R, C] real is the block's ln2 output; shift: [C] for
@@ -19,10 +21,10 @@ struct ChannelMixKept {
 void channel_mix(Ops& ops, const ChannelMixWeights& w, const Batch& batch, std::span<void* const> shift,
                  ConstView x, View residual, Arena& arena, ChannelMixKept* keep = nullptr);
 
-/// The backward from a zero shift. d_residual [R, C] is the gradient of what the forward added to; dx [R, C]
-/// is written. Gradients of weights are added to.
+/// The backward from a zero shift, or of a piece of longer sequences. d_residual [R, C] is the gradient of
+/// what the forward added to; dx [R, C] is written. Gradients of weights are added to.
 void channel_mix_backward(Ops& ops, const ChannelMixWeights& w, const ChannelMixGradients& dw,
-                          const Batch& batch, const ChannelMixKept& kept, ConstView d_residual, View dx,
-                          Arena& arena);
+                          const Batch& batch, const ChannelMixKept& kept, const ShiftNeighbours& around,
+                          ConstView d_residual, View dx, Arena& arena);
 
 }  // namespace rwkvx

@@ -58,20 +58,14 @@ void sparse_attention(Ops& ops, const AttentionWeights& w, const Batch& batch,
   ops.linear({.x = read, .w = &w.output, .y = residual, .add = true});
 }
 
-void sparse_attention_keeping(Ops& ops, const AttentionWeights& w, const Batch& batch, int64_t chunk_size,
-                              int64_t top_k, ConstView x, View residual, Arena& arena, AttentionKept& keep) {
-  const int64_t R = x.dim(0), C = x.dim(1), H = C / kHeadSize;
-  const View q = arena.take(ops.real(), {R, C}), k = arena.take(ops.real(), {R, C}),
-             v = arena.take(ops.real(), {R, C});
-  ops.linear(std::array<LinearCall, 3>{{{x, &w.receptance, q}, {x, &w.key, k}, {x, &w.value, v}}});
-
-  keep = {};
-  keep.x = x;
+AttentionKept attention_memory(Ops& ops, std::span<const int64_t> offsets, int64_t channels,
+                               int64_t chunk_size, int64_t top_k, Arena& arena) {
+  const int64_t R = offsets.back(), C = channels, H = C / kHeadSize;
+  AttentionKept keep;
   const DType stored = ops.precision() == Precision::bf16 ? DType::bf16 : ops.real();
   std::vector<size_t> first_page;
-  for (int64_t s = 0; s < batch.sequences(); ++s) {
-    const auto at = static_cast<size_t>(s);
-    const int64_t length = batch.offsets[at + 1] - batch.offsets[at];
+  for (size_t s = 0; s + 1 < offsets.size(); ++s) {
+    const int64_t length = offsets[s + 1] - offsets[s];
     // A sequence within one chunk needs no more room than it is long; what its queries see is the same.
     KvChunks kv;
     kv.chunk_size = std::min(chunk_size, length);
@@ -92,27 +86,34 @@ void sparse_attention_keeping(Ops& ops, const AttentionWeights& w, const Batch& 
     keep.kv[s].values = std::span(keep.values).subspan(first, count);
     keep.kv[s].key_sums = std::span(keep.key_sums).subspan(first, count);
   }
-  ops.kv_append(k, v, batch.offsets, keep.kv);
-  keep.call.q = q;
-  keep.call.offsets = batch.offsets;
+  keep.q = arena.take(ops.real(), {R, C});
+  keep.call.q = keep.q;
+  keep.call.offsets = offsets;
   keep.call.kv = keep.kv;
   keep.call.top_k = top_k;
   keep.call.y = arena.take(ops.active(), {R, C});
   keep.call.lse = arena.take(ops.real(), {R, H});
   keep.call.chosen = arena.take(DType::i32, {R, H, top_k - 1});
+  return keep;
+}
+
+void sparse_attention_keeping(Ops& ops, const AttentionWeights& w, ConstView x, Arena& arena,
+                              AttentionKept& keep) {
+  const Arena::Scope scope(arena);
+  const View k = arena.take(ops.real(), x.shape()), v = arena.take(ops.real(), x.shape());
+  ops.linear(std::array<LinearCall, 3>{{{x, &w.receptance, keep.q}, {x, &w.key, k}, {x, &w.value, v}}});
+  ops.kv_append(k, v, keep.call.offsets, keep.kv);
   ops.chunk_attention(keep.call);
-  ops.linear({.x = keep.call.y, .w = &w.output, .y = residual, .add = true});
+  keep.x = x;
 }
 
 void sparse_attention_backward(Ops& ops, const AttentionWeights& w, const AttentionGradients& dw,
-                               const AttentionKept& kept, const GateTeaching& gate, ConstView d_residual,
-                               View dx, Arena& arena) {
+                               const AttentionKept& kept, const GateTeaching& gate, ConstView d_read, View dx,
+                               Arena& arena) {
   const Arena::Scope scope(arena);
   const auto real = [&] { return arena.take(ops.real(), dx.shape()); };
-  const View d_read = real(), dq = real(), dk = real(), dv = real();
+  const View dq = real(), dk = real(), dv = real();
   TrainingOps& training = ops.training();
-  training.linear_backward(
-      {.dy = d_residual, .x = kept.call.y, .w = &w.output, .dx = d_read, .dw = dw.output});
   training.chunk_attention_backward(kept.call, {.dy = d_read, .dq = dq, .dk = dk, .dv = dv});
   if (!gate.rows.empty()) {
     training.gate_loss(kept.call, {.rows = gate.rows,

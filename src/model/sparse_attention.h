@@ -21,6 +21,7 @@ struct AttentionKept {
   AttentionKept& operator=(AttentionKept&&) = default;
 
   ConstView x;                                // [R, C] active
+  View q;                                     // [R, C] real
   std::vector<void*> keys, values, key_sums;  // pages of all sequences, one after another
   std::vector<KvChunks> kv;                   // of each sequence
   ChunkAttention call;                        // with y, lse and chosen
@@ -33,14 +34,19 @@ struct GateTeaching {
   View losses, hits;              ///< [n, H] real
 };
 
-/// sparse_attention() from empty states, for the backward. `chunk_size` and `top_k` as in ModelConfig.
-void sparse_attention_keeping(Ops& ops, const AttentionWeights& w, const Batch& batch, int64_t chunk_size,
-                              int64_t top_k, ConstView x, View residual, Arena& arena, AttentionKept& keep);
+/// Memory for all of that but x, for sequences from empty states. `chunk_size` and `top_k` as in ModelConfig.
+AttentionKept attention_memory(Ops& ops, std::span<const int64_t> offsets, int64_t channels,
+                               int64_t chunk_size, int64_t top_k, Arena& arena);
 
-/// d_residual [R, C] is the gradient of what the forward added to; dx [R, C] real is written. Gradients of
-/// weights are added to.
+/// Top-k chunk attention(x) for the backward, into memory of attention_memory(): keep.call.y is its result,
+/// which the output projection has yet to be applied to.
+void sparse_attention_keeping(Ops& ops, const AttentionWeights& w, ConstView x, Arena& arena,
+                              AttentionKept& keep);
+
+/// d_read [R, C] is the gradient of kept.call.y; dx [R, C] real is written. Gradients of weights are added
+/// to.
 void sparse_attention_backward(Ops& ops, const AttentionWeights& w, const AttentionGradients& dw,
-                               const AttentionKept& kept, const GateTeaching& gate, ConstView d_residual,
-                               View dx, Arena& arena);
+                               const AttentionKept& kept, const GateTeaching& gate, ConstView d_read, View dx,
+                               Arena& arena);
 
 }  // namespace rwkvx

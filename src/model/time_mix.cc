@@ -14,28 +14,33 @@ void time_mix(Ops& ops, const TimeMixWeights& w, const Batch& batch, const TimeM
   const auto& [xr, xw, xk, xv, xa, xg] = mixed;
   ops.token_shift(x, w.mix, batch.offsets, state.shift, mixed);
 
-  const View r = real(C), k = real(C), v = first_block ? v_first : real(C), g = real(C);
-  const View decay_down = active(w.w1.out()), rate_down = active(w.a1.out()), gate_down = active(w.g1.out());
+  const TimeMixKept given = keep ? *keep : TimeMixKept();
+  const auto real_unless = [&](View own) { return own ? own : real(C); };
+  const auto down = [&](View own, const Matrix& matrix) { return own ? own : active(matrix.out()); };
+  const View r = real_unless(given.r), k = real_unless(given.k),
+             v = first_block ? v_first : real_unless(given.v), g = real(C);
+  const View decay_down = down(given.decay_down, w.w1), rate_down = down(given.rate_down, w.a1),
+             gate_down = down(given.gate_down, w.g1);
   const View decay = real(C), rate = real(C);
-  const View value_down = first_block ? View() : active(w.v1.out()),
+  const View value_down = first_block ? View() : down(given.value_down, w.v1),
              value_gate = first_block ? View() : real(C);
   // Two rounds of independent products: what reads the mixed inputs, then what reads the low-rank middles.
   // The first block has no value residual, which comes last in both.
-  const std::array<LinearCall, 7> down{{{xr, &w.receptance, r},
-                                        {xk, &w.key, k},
-                                        {xv, &w.value, v},
-                                        {xw, &w.w1, decay_down, Activation::tanh},
-                                        {xa, &w.a1, rate_down},
-                                        {xg, &w.g1, gate_down, Activation::sigmoid},
-                                        {xv, &w.v1, value_down}}};
-  const std::array<LinearCall, 4> up{{{decay_down, &w.w2, decay},
-                                      {rate_down, &w.a2, rate},
-                                      {gate_down, &w.g2, g},
-                                      {value_down, &w.v2, value_gate}}};
-  ops.linear(std::span(down).first(first_block ? 6 : 7));
-  ops.linear(std::span(up).first(first_block ? 3 : 4));
+  const std::array<LinearCall, 7> first{{{xr, &w.receptance, r},
+                                         {xk, &w.key, k},
+                                         {xv, &w.value, v},
+                                         {xw, &w.w1, decay_down, Activation::tanh},
+                                         {xa, &w.a1, rate_down},
+                                         {xg, &w.g1, gate_down, Activation::sigmoid},
+                                         {xv, &w.v1, value_down}}};
+  const std::array<LinearCall, 4> second{{{decay_down, &w.w2, decay},
+                                          {rate_down, &w.a2, rate},
+                                          {gate_down, &w.g2, g},
+                                          {value_down, &w.v2, value_gate}}};
+  if (!given.projections_known) ops.linear(std::span(first).first(first_block ? 6 : 7));
+  ops.linear(std::span(second).first(first_block ? 3 : 4));
 
-  const View decay_factor = real(C), removal = real(C), replacement = real(C), read = real(C);
+  const View decay_factor = real(C), removal = real(C), replacement = real(C), read = real_unless(given.read);
   // Otherwise in place. The first block's v is not changed.
   const View key = keep ? real(C) : k, value = keep && !first_block ? real(C) : v;
   const Wkv7Operands operands{.decay = decay,
@@ -56,19 +61,22 @@ void time_mix(Ops& ops, const TimeMixWeights& w, const Batch& batch, const TimeM
                               .b = replacement,
                               .reset = batch.resets};
   ops.wkv7_operands(operands);
-  const View states =
-      keep ? arena.take(ops.real(), {wkv7_intervals(batch.offsets), C / kHeadSize, kHeadSize, kHeadSize})
-           : View();
-  ops.wkv7({.r = r,
-            .w = decay_factor,
-            .k = key,
-            .v = value,
-            .a = removal,
-            .b = replacement,
-            .offsets = batch.offsets,
-            .states = state.wkv,
-            .y = read,
-            .kept = states});
+  View states = given.states;
+  if (keep && !states) {
+    states = arena.take(ops.real(), {wkv7_intervals(batch.offsets), C / kHeadSize, kHeadSize, kHeadSize});
+  }
+  if (!given.mixing_known) {
+    ops.wkv7({.r = r,
+              .w = decay_factor,
+              .k = key,
+              .v = value,
+              .a = removal,
+              .b = replacement,
+              .offsets = batch.offsets,
+              .states = state.wkv,
+              .y = read,
+              .kept = states});
+  }
   const View gated = active(C);
   ops.wkv7_output({.x = read,
                    .r = r,
@@ -80,15 +88,16 @@ void time_mix(Ops& ops, const TimeMixWeights& w, const Batch& batch, const TimeM
                    .bias = w.ln_x.bias,
                    .eps = kGroupNormEps,
                    .y = gated});
-  ops.linear({.x = gated, .w = &w.output, .y = residual, .add = true});
+  if (residual) ops.linear({.x = gated, .w = &w.output, .y = residual, .add = true});
   if (keep) {
-    *keep = {x, mixed, decay_down, rate_down, value_down, gate_down, operands, r, g, states, read, gated};
+    *keep = {x, mixed, decay_down, rate_down, value_down, gate_down, operands,
+             r, k,     v,          g,         states,     read,      gated};
   }
 }
 
 void time_mix_backward(Ops& ops, const TimeMixWeights& w, const TimeMixGradients& dw, const Batch& batch,
-                       bool first_block, const TimeMixKept& kept, ConstView d_residual, View dv_first,
-                       View dx, Arena& arena) {
+                       bool first_block, const TimeMixKept& kept, const TimeMixNeighbours& around,
+                       ConstView d_residual, View dv_first, View dx, Arena& arena) {
   const Arena::Scope scope(arena);
   TrainingOps& training = ops.training();
   const int64_t R = d_residual.dim(0), C = d_residual.dim(1);
@@ -121,18 +130,24 @@ void time_mix_backward(Ops& ops, const TimeMixWeights& w, const TimeMixGradients
 
   // The recurrence and its operands, in place.
   const View d_decay = real(C), d_rate = real(C), d_value_gate = d_gated;
-  training.wkv7_backward(
-      {.r = kept.r,
-       .w = operands.w,
-       .k = operands.k_out,
-       .v = operands.v_out,
-       .a = operands.a,
-       .b = operands.b,
-       .offsets = batch.offsets,
-       .states = {},
-       .y = kept.read,
-       .kept = kept.states},
-      {.dy = d_read, .dr = dr, .dk = dk, .dv = dv, .dw = d_decay, .da = d_rate, .db = d_value_gate});
+  training.wkv7_backward({.r = kept.r,
+                          .w = operands.w,
+                          .k = operands.k_out,
+                          .v = operands.v_out,
+                          .a = operands.a,
+                          .b = operands.b,
+                          .offsets = batch.offsets,
+                          .states = {},
+                          .y = kept.read,
+                          .kept = kept.states},
+                         {.dy = d_read,
+                          .dr = dr,
+                          .dk = dk,
+                          .dv = dv,
+                          .dw = d_decay,
+                          .da = d_rate,
+                          .db = d_value_gate,
+                          .dstates = around.dstates});
   training.wkv7_operands_backward(operands, {.dw = d_decay,
                                              .dk = dk,
                                              .dv = dv,
@@ -171,8 +186,13 @@ void time_mix_backward(Ops& ops, const TimeMixWeights& w, const TimeMixGradients
       {.dy = d_value_down, .x = xv, .w = &w.v1, .dx = dxv, .dw = dw.v1, .add = true},
   }};
   training.linear_backward(std::span(down).first(first_block ? 6 : 7));
-  training.token_shift_backward(
-      {.x = kept.x, .mix = w.mix, .offsets = batch.offsets, .dy = d_mixed, .dx = dx, .dmix = dw.mix});
+  training.token_shift_backward({.x = kept.x,
+                                 .mix = w.mix,
+                                 .offsets = batch.offsets,
+                                 .dy = d_mixed,
+                                 .dx = dx,
+                                 .dmix = dw.mix,
+                                 .around = around.shift});
 }
 
 }  // namespace rwkvx

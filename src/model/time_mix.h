@@ -2,6 +2,7 @@
 
 #include "model/batch.h"
 #include "model/weights.h"
+#include "ops/training.h"
 #include "tensor/arena.h"
 
 namespace rwkvx {
@@ -12,30 +13,42 @@ struct TimeMixState {
   std::span<void* const> wkv;    ///< [H, N, N] each
 };
 
-/// What the backward needs of a forward pass. The views are that pass's temporaries.
+/// What the backward needs of a forward pass. Before the forward, r, k, v, the `…_down`s, states and read may
+/// be memory of the caller's; the others, and what is empty, become temporaries of the pass.
 struct TimeMixKept {
   ConstView x;                                        // [R, C] real
   std::array<View, 6> mixed;                          // r w k v a g, [R, C] active
   View decay_down, rate_down, value_down, gate_down;  // [R, rank] active
   Wkv7Operands operands;                              // with inputs and outputs
-  View r, g;                                          // [R, C] real
+  View r, k, v, g;                                    // [R, C] real; v is not the caller's in block 0
   View states;                                        // Wkv7Call::kept
   View read, gated;                                   // outputs of wkv7 and of wkv7_output
+  // What the caller's memory already holds; the forward leaves it as it is.
+  bool projections_known = false;  // r, k, v and the `…_down`s
+  bool mixing_known = false;       // states and read
+};
+
+/// What the backward of a piece of longer sequences shares with the pieces around it.
+struct TimeMixNeighbours {
+  ShiftNeighbours shift;
+  std::span<void* const> dstates = {};  ///< Wkv7Gradients::dstates
 };
 
 /// The time mix of an RWKV-7 block: residual += time_mix(x). docs/math/time_mix.md derives it.
 /// x [R, C] real is the block's ln1 output. v_first [R, C] real: written by the first block, read by the
 /// others. Temporaries come from `arena` and stay taken until the caller's scope ends; with `keep` they are
-/// left as the backward needs them (x is then not to be overwritten either).
+/// left as the backward needs them (x is then not to be overwritten either), and an empty residual leaves out
+/// the last product.
 void time_mix(Ops& ops, const TimeMixWeights& w, const Batch& batch, const TimeMixState& state,
               bool first_block, ConstView x, View v_first, View residual, Arena& arena,
               TimeMixKept* keep = nullptr);
 
-/// The backward from zero states. d_residual [R, C] is the gradient of what the forward added to (and passes
-/// through unchanged); dx [R, C] is written. dv_first [R, C]: the gradient of v_first that later blocks have
-/// sent; the first block reads it, the others add to it. Gradients of weights are added to.
+/// The backward from zero states, or of a piece of longer sequences. d_residual [R, C] is the gradient of
+/// what the forward added to (and passes through unchanged); dx [R, C] is written. dv_first [R, C]: the
+/// gradient of v_first that later blocks have sent; the first block reads it, the others add to it. Gradients
+/// of weights are added to.
 void time_mix_backward(Ops& ops, const TimeMixWeights& w, const TimeMixGradients& dw, const Batch& batch,
-                       bool first_block, const TimeMixKept& kept, ConstView d_residual, View dv_first,
-                       View dx, Arena& arena);
+                       bool first_block, const TimeMixKept& kept, const TimeMixNeighbours& around,
+                       ConstView d_residual, View dv_first, View dx, Arena& arena);
 
 }  // namespace rwkvx

@@ -11,20 +11,12 @@
 
 namespace rwkvx {
 
-/// A block's forward as the backward needs it: all of it, or its input.
-struct TrainingModel::KeptBlock {
-  View x;  // [R, C] real
-  bool whole = false;
-  RwkvBlockKept rwkv;
-  SparseBlockKept sparse;
-};
-
 struct TrainingModel::Pass {
-  Batch batch;
+  TrainingRows rows;
   std::span<const int32_t> tokens, targets;
-  View x, v_first, dv_first;  // [R, C] real
-  bool keep = false;
-  std::vector<KeptBlock> kept;  // one for each block
+  // One for each block, of which one is used; with a backward only.
+  std::vector<RwkvTrainingBlock> rwkv;
+  std::vector<SparseTrainingBlock> sparse;
 };
 
 namespace {
@@ -97,66 +89,37 @@ void TrainingModel::check(const TrainingBatch& batch) const {
   }
 }
 
-uint64_t TrainingModel::kept_bytes(const BlockRef& block, int64_t rows) const {
-  const ModelConfig& c = parameters_.config();
-  const int64_t real = info(ops().real()).block_bytes, active = info(ops().active()).block_bytes;
-  const int64_t states = 2 * kHeadSize / kWkv7Interval;  // of wkv, in numbers for each channel
-  const int64_t channels = block.sparse ? 7 * real + 6 * active : (18 + states) * real + 8 * active;
-  const int64_t ranks = block.sparse ? 0 : c.decay_rank + c.rate_rank + c.value_rank + c.gate_rank;
-  return static_cast<uint64_t>(rows * (c.channels * channels + (c.ffn + ranks) * active));
+TrainingModel::Pass TrainingModel::begin(const TrainingBatch& batch, int64_t slice_rows) {
+  const Shape all{batch.offsets.back(), parameters_.config().channels};
+  Pass pass{
+      {ops(), arena_, parameters_.config(), {batch.offsets, batch.resets}, {}, {}, {}, {}}, {}, {}, {}, {}};
+  pass.rows.slices = slices_of(batch.offsets, slice_rows);
+  pass.rows.x = arena_.take(ops().real(), all);
+  pass.rows.v_first = arena_.take(ops().real(), all);
+  pass.tokens = batch.tokens;
+  pass.targets = batch.targets;
+  return pass;
 }
 
-void TrainingModel::run_block(Pass& pass, size_t index, View x, KeptBlock* keep) {
-  const BlockRef& block = order_[index];
-  const auto at = static_cast<size_t>(block.index);
-  const ModelConfig& c = parameters_.config();
-  const int64_t S = pass.batch.sequences();
-  TrainingOps& training = ops().training();
-  const auto zeros = [&](const Shape& shape, std::vector<void*>& pointers) {
-    const View all = arena_.take(ops().real(), shape);
-    training.zero(all);
-    for (int64_t s = 0; s < S; ++s) pointers.push_back(all.rows(s, 1).data());
-  };
-  std::vector<void*> time_shift, wkv, channel_shift;
-  zeros({S, c.channels}, channel_shift);
-  if (block.sparse) {
-    SparseBlockKept passing;
-    return sparse_block_keeping(ops(), parameters_.weights().sparse[at], pass.batch, c.chunk_size, c.top_k,
-                                channel_shift, x, arena_, keep ? keep->sparse : passing);
-  }
-  zeros({S, c.channels}, time_shift);
-  zeros({S, c.heads(), kHeadSize, kHeadSize}, wkv);
-  rwkv_block(ops(), parameters_.weights().blocks[at], pass.batch, {time_shift, wkv, channel_shift},
-             block.index == 0, pass.v_first, x, arena_, keep ? &keep->rwkv : nullptr);
-}
-
-void TrainingModel::run_blocks(Pass& pass, uint64_t activation_bytes) {
-  const Shape rows{pass.batch.rows(), parameters_.config().channels};
-  pass.x = arena_.take(ops().real(), rows);
-  pass.v_first = arena_.take(ops().real(), rows);
+/// `keeping`: of each block; empty: no backward follows.
+void TrainingModel::run_blocks(Pass& pass, const std::vector<Keeping>& keeping) {
   const Weights& w = parameters_.weights();
-  ops().embed(pass.tokens, w.embedding, pass.x);
-  ops().layer_norm(pass.x, w.ln0.gain, w.ln0.bias, kNormEps, pass.x);
-  pass.kept.resize(pass.keep ? order_.size() : 0);
-  for (size_t i = pass.kept.size(); i-- > lowest_;) {
-    const uint64_t bytes = kept_bytes(order_[i], pass.batch.rows());
-    if (bytes > activation_bytes) break;
-    activation_bytes -= bytes;
-    pass.kept[i].whole = true;
-  }
+  const View x = pass.rows.x;
+  ops().embed(pass.tokens, w.embedding, x);
+  ops().layer_norm(x, w.ln0.gain, w.ln0.bias, kNormEps, x);
+  pass.rwkv.resize(keeping.size());
+  pass.sparse.resize(keeping.size());
   for (size_t i = 0; i < order_.size(); ++i) {
-    KeptBlock* keep = pass.keep && i >= lowest_ ? &pass.kept[i] : nullptr;
-    if (keep) {
-      keep->x = arena_.take(ops().real(), rows);
-      ops().copy(pass.x.data(), keep->x.data(), pass.x.bytes());
-      keep->rwkv.x = keep->x;
-      keep->sparse.x = keep->x;
-    }
-    if (keep && keep->whole) {
-      run_block(pass, i, pass.x, keep);
+    const auto at = static_cast<size_t>(order_[i].index);
+    const bool first = order_[i].index == 0, kept = !keeping.empty() && i >= lowest_;
+    if (order_[i].sparse && kept) {
+      pass.sparse[i].forward(pass.rows, w.sparse[at], keeping[i]);
+    } else if (order_[i].sparse) {
+      sparse_forward(pass.rows, w.sparse[at]);
+    } else if (kept) {
+      pass.rwkv[i].forward(pass.rows, w.blocks[at], first, keeping[i]);
     } else {
-      const Arena::Scope scope(arena_);
-      run_block(pass, i, pass.x, nullptr);
+      rwkv_forward(pass.rows, w.blocks[at], first);
     }
   }
 }
@@ -193,14 +156,11 @@ RowScores TrainingModel::head(Pass& pass, ConstView normed, std::span<const floa
 RowScores TrainingModel::scores(const TrainingBatch& batch) {
   check(batch);
   const Arena::Scope scope(arena_);
-  Pass pass;
-  pass.batch = {batch.offsets, batch.resets};
-  pass.tokens = batch.tokens;
-  pass.targets = batch.targets;
-  run_blocks(pass, 0);
-  const View normed = arena_.take(ops().active(), pass.x.shape());
+  Pass pass = begin(batch, kSliceRows);
+  run_blocks(pass, {});
+  const View normed = arena_.take(ops().active(), pass.rows.x.shape());
   const NormWeights& ln_out = parameters_.weights().ln_out;
-  ops().layer_norm(pass.x, ln_out.gain, ln_out.bias, kNormEps, normed);
+  ops().layer_norm(pass.rows.x, ln_out.gain, ln_out.bias, kNormEps, normed);
   return head(pass, normed, {}, 1, 0, {});
 }
 
@@ -246,7 +206,7 @@ void TrainingModel::blocks_backward(Pass& pass, const TrainingOptions& options, 
                                     TrainingResult& result) {
   const ModelConfig& c = parameters_.config();
   const std::vector<int64_t> queries = options.gate.weight > 0
-                                           ? sample_queries(pass.batch, c.chunk_size, options.gate)
+                                           ? sample_queries(pass.rows.batch, c.chunk_size, options.gate)
                                            : std::vector<int64_t>();
   std::vector<GateTeaching> taught;
   for (size_t i = order_.size(); i-- > lowest_;) {
@@ -260,20 +220,12 @@ void TrainingModel::blocks_backward(Pass& pass, const TrainingOptions& options, 
       gate.hits = arena_.take(ops().real(), {n, c.heads()});
       taught.push_back(gate);
     }
-    KeptBlock& kept = pass.kept[i];
-    const Arena::Scope scope(arena_);
-    if (!kept.whole) {
-      const View x = arena_.take(ops().real(), kept.x.shape());
-      ops().copy(kept.x.data(), x.data(), x.bytes());
-      kept.rwkv.result_needed = kept.sparse.result_needed = false;
-      run_block(pass, i, x, &kept);
-    }
     if (order_[i].sparse) {
-      sparse_block_backward(ops(), parameters_.weights().sparse[at], parameters_.gradients().sparse[at],
-                            pass.batch, kept.sparse, gate, d, arena_);
+      pass.sparse[i].backward(pass.rows, parameters_.weights().sparse[at], parameters_.gradients().sparse[at],
+                              gate, d);
     } else {
-      rwkv_block_backward(ops(), parameters_.weights().blocks[at], parameters_.gradients().blocks[at],
-                          pass.batch, order_[i].index == 0, kept.rwkv, pass.dv_first, d, arena_);
+      pass.rwkv[i].backward(pass.rows, parameters_.weights().blocks[at], parameters_.gradients().blocks[at],
+                            d);
     }
   }
   int64_t judged = 0;
@@ -294,13 +246,10 @@ TrainingResult TrainingModel::forward_backward(const TrainingBatch& batch, const
   check(batch);
   const Arena::Scope scope(arena_);
   TrainingOps& training = ops().training();
-  Pass pass;
-  pass.batch = {batch.offsets, batch.resets};
-  pass.tokens = batch.tokens;
-  pass.targets = batch.targets;
-  pass.keep = true;
-  run_blocks(pass, options.activation_bytes);
-  const Shape rows = pass.x.shape();
+  Pass pass = begin(batch, options.slice_rows);
+  run_blocks(pass, choose_keeping(order_, lowest_, parameters_.config(), ops(), batch.offsets.back(),
+                                  options.activation_bytes));
+  const Shape rows = pass.rows.x.shape();
   const Weights& w = parameters_.weights();
   const Gradients& dw = parameters_.gradients();
   const View d = arena_.take(ops().real(), rows);
@@ -309,7 +258,7 @@ TrainingResult TrainingModel::forward_backward(const TrainingBatch& batch, const
   {
     const Arena::Scope head_scope(arena_);
     const View normed = arena_.take(ops().active(), rows);
-    ops().layer_norm(pass.x, w.ln_out.gain, w.ln_out.bias, kNormEps, normed);
+    ops().layer_norm(pass.rows.x, w.ln_out.gain, w.ln_out.bias, kNormEps, normed);
     if (options.longce) {
       const std::vector<float> full = head(pass, normed, {}, 1, 0, {}).losses;
       result.longce = longce_weights(batch, *options.longce, full);
@@ -321,7 +270,7 @@ TrainingResult TrainingModel::forward_backward(const TrainingBatch& batch, const
     RowScores scores = head(pass, normed, weights, divisor, options.l2wrap, d_normed);
     result.losses = std::move(scores.losses);
     result.hits = std::move(scores.hits);
-    training.layer_norm_backward({.x = pass.x,
+    training.layer_norm_backward({.x = pass.rows.x,
                                   .gain = w.ln_out.gain,
                                   .eps = kNormEps,
                                   .dy = d_normed,
@@ -339,12 +288,12 @@ TrainingResult TrainingModel::forward_backward(const TrainingBatch& batch, const
   }
   if (lowest_ == order_.size() && !embedding_) return result;
 
-  pass.dv_first = arena_.take(ops().real(), rows);
-  training.zero(pass.dv_first);
+  pass.rows.dv_first = arena_.take(ops().real(), rows);
+  training.zero(pass.rows.dv_first);
   blocks_backward(pass, options, d, result);
   if (!embedding_) return result;
-  ops().embed(pass.tokens, w.embedding, pass.x);
-  training.layer_norm_backward({.x = pass.x,
+  ops().embed(pass.tokens, w.embedding, pass.rows.x);
+  training.layer_norm_backward({.x = pass.rows.x,
                                 .gain = w.ln0.gain,
                                 .eps = kNormEps,
                                 .dy = d,

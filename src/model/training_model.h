@@ -4,9 +4,9 @@
 #include <optional>
 #include <vector>
 
-#include "model/block.h"
 #include "model/longce.h"
 #include "model/parameters.h"
+#include "model/training_block.h"
 
 namespace rwkvx {
 
@@ -27,6 +27,9 @@ struct GateLossOptions {
   uint64_t seed = 0;      ///< of the choice
 };
 
+inline constexpr uint64_t kActivationBytes = uint64_t{4'000'000'000};
+inline constexpr int64_t kSliceRows = 2048;
+
 struct TrainingOptions {
   /// The loss is Σ weight · cross entropy / divisor; 0: R. With gradients accumulated over several batches,
   /// the sum of their R.
@@ -34,9 +37,10 @@ struct TrainingOptions {
   float l2wrap = 1e-4f;
   std::optional<LongCe> longce;
   GateLossOptions gate;
-  /// Memory for activations of blocks. The last blocks keep theirs until their backward; the others keep
-  /// their input only and run forward again.
-  uint64_t activation_bytes = uint64_t{3} << 29;
+  /// Memory for what blocks keep for their backward beside their input: choose_keeping(). The rest is
+  /// computed again, with the same result.
+  uint64_t activation_bytes = kActivationBytes;
+  int64_t slice_rows = kSliceRows;  ///< slices_of()
 };
 
 /// How well each row predicts its target.
@@ -74,12 +78,10 @@ class TrainingModel {
 
  private:
   struct Pass;
-  struct KeptBlock;
   Ops& ops() const { return parameters_.ops(); }
   void check(const TrainingBatch& batch) const;
-  void run_blocks(Pass& pass, uint64_t activation_bytes);
-  void run_block(Pass& pass, size_t index, View x, KeptBlock* keep);
-  uint64_t kept_bytes(const BlockRef& block, int64_t rows) const;
+  Pass begin(const TrainingBatch& batch, int64_t slice_rows);
+  void run_blocks(Pass& pass, const std::vector<Keeping>& keeping);
   void blocks_backward(Pass& pass, const TrainingOptions& options, View d, TrainingResult& result);
   /// Scores of all rows; with d, gradients too: of the head, and d [R, C] of the normed rows.
   RowScores head(Pass& pass, ConstView normed, std::span<const float> weights, double divisor, float l2wrap,

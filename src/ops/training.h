@@ -22,12 +22,21 @@ struct LayerNormBackward {
   View dgain, dbias;
 };
 
+/// Where the rows of a token shift are a piece of longer sequences, the rows around them; all [C] real.
+struct ShiftNeighbours {
+  ConstView before;      ///< x of the row before the first, of the same sequence; empty: there is none
+  ConstView from_after;  ///< what the row after the last, of the same sequence, sends to dx; empty: none
+  View to_before;        ///< written: what the first row sends to the one before; empty: not wanted; may
+                         ///< alias from_after
+};
+
 struct TokenShiftBackward {
-  ConstView x, mix;                  ///< as in the forward, from a zero shift
+  ConstView x, mix;                  ///< as in the forward, from a zero shift or from around.before
   std::span<const int64_t> offsets;  ///< of x's rows
   std::span<const View> dy;          ///< M of [R, C], read
   View dx;                           ///< [R, C]
   View dmix;                         ///< [M, C]
+  ShiftNeighbours around = {};
 };
 
 /// dx = du · w, dw += duᵀ · x, with du = dy ⊙ activation′, which follows from y: 1 − y², y (1 − y), 2 √y.

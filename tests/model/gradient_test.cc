@@ -149,9 +149,72 @@ class TrainingModelTest : public testing::Test {
 TEST_F(TrainingModelTest, RunningForwardAgainChangesNothing) {
   TrainingOptions options;
   const std::vector<float> kept = gradients(options);
-  for (const uint64_t bytes : {uint64_t{0}, uint64_t{4} << 20}) {  // no block, some blocks
+  // From nothing but the blocks' inputs to all that they compute, one part of one block after another.
+  for (uint64_t bytes = 0; bytes < uint64_t{4} << 20; bytes += uint64_t{40} << 10) {
     options.activation_bytes = bytes;
     EXPECT_TRUE(distance(gradients(options), kept).bitwise) << bytes;
+  }
+}
+
+/// Other slices, other orders of the same sums: each is within 3e-6 of PyTorch's gradients in float32, tensor
+/// by tensor (GoldenGradientTest), so both are within twice that of each other.
+TEST_F(TrainingModelTest, SlicesChangeOnlyRoundings) {
+  const std::vector<float> whole = gradients({});
+  for (const int64_t rows : {32, 33, 64, 100}) {
+    TrainingOptions options;
+    options.slice_rows = rows;
+    const std::vector<float> kept = gradients(options);
+    EXPECT_LE(distance(kept, whole).rms, 6e-6) << rows;
+    for (uint64_t bytes = 0; bytes < uint64_t{4} << 20; bytes += uint64_t{100} << 10) {
+      options.activation_bytes = bytes;
+      EXPECT_TRUE(distance(gradients(options), kept).bitwise) << rows << " " << bytes;
+    }
+  }
+}
+
+TEST(KeepingTest, TakesTheMostValuablePartsThatFit) {
+  const auto ops = make_ops({"cpu", Precision::f32, 1});
+  ModelConfig config;
+  config.layers = 2;
+  config.sparse_blocks = 1;
+  config.channels = 64;
+  config.ffn = 256;
+  config.decay_rank = config.rate_rank = config.value_rank = config.gate_rank = 32;
+  const std::vector<BlockRef> order = block_order(config);
+  const auto chosen = [&](uint64_t bytes) { return choose_keeping(order, 0, config, *ops, 100, bytes); };
+  EXPECT_EQ(chosen(0), std::vector<Keeping>(3));
+  // Attention is what costs most to compute again.
+  const std::vector<Keeping> little = chosen(uint64_t{120} << 10);
+  for (size_t i = 0; i < order.size(); ++i) EXPECT_EQ(little[i].mixing, order[i].sparse) << i;
+  for (const Keeping& all : chosen(UINT64_MAX)) EXPECT_TRUE(all.mixing && all.second_half && all.rest);
+}
+
+TEST(SlicesTest, CutSequencesBetweenIntervals) {
+  const std::vector<int64_t> offsets{0, 40, 41, 300, 310};
+  for (const int64_t rows : {32, 50, 64, 1000}) {
+    int64_t row = 0, intervals = 0;
+    for (const Slice& slice : slices_of(offsets, rows)) {
+      EXPECT_EQ(slice.begin, row);
+      EXPECT_GT(slice.rows(), 0);
+      EXPECT_LE(slice.rows(), rows);
+      EXPECT_EQ(slice.offsets.front(), 0);
+      EXPECT_EQ(slice.offsets.back(), slice.rows());
+      EXPECT_EQ(slice.first_interval, intervals);
+      for (size_t s = 0; s < slice.sequences(); ++s) {
+        const int64_t first = slice.begin + slice.offsets[s], last = slice.begin + slice.offsets[s + 1],
+                      start = offsets[slice.first_sequence + s], end = offsets[slice.first_sequence + s + 1];
+        EXPECT_LT(first, last);
+        EXPECT_LE(start, first);
+        EXPECT_LE(last, end);
+        EXPECT_EQ((first - start) % kWkv7Interval, 0);
+        EXPECT_EQ(first > start, s == 0 && slice.begins_within);
+        EXPECT_EQ(last < end, s + 1 == slice.sequences() && slice.ends_within);
+      }
+      intervals += wkv7_intervals(slice.offsets);
+      row = slice.end;
+    }
+    EXPECT_EQ(row, offsets.back());
+    EXPECT_EQ(intervals, wkv7_intervals(offsets));
   }
 }
 

@@ -92,11 +92,13 @@ struct TokenShiftCase final : GradientCase {
   int64_t width, mixes;
   std::vector<int64_t> offsets;
   bool frozen;
-  TokenShiftCase(int64_t c, int64_t m, std::vector<int64_t> o, bool f)
-      : width(c), mixes(m), offsets(std::move(o)), frozen(f) {}
+  bool piece;  // of longer sequences
+  TokenShiftCase(int64_t c, int64_t m, std::vector<int64_t> o, bool f, bool p = false)
+      : width(c), mixes(m), offsets(std::move(o)), frozen(f), piece(p) {}
+  bool differentiable() const override { return !piece; }  // the forward has no gradient from without
   std::string describe() const override {
-    return fmt::format("token_shift_backward C={} M={} offsets {}{}", width, mixes, offsets,
-                       frozen ? " frozen" : "");
+    return fmt::format("token_shift_backward C={} M={} offsets {}{}{}", width, mixes, offsets,
+                       frozen ? " frozen" : "", piece ? " piece" : "");
   }
   void forward(Run& run) const override {
     const int64_t rows = offsets.back();
@@ -125,11 +127,18 @@ struct TokenShiftCase final : GradientCase {
     call.dy = dy;
     call.dx = run.output("dx", kReal, {rows, width});
     if (!frozen) call.dmix = run.inout("dmix", kReal, {mixes, width}, normal());
+    if (piece) {
+      call.around.before = run.input("before", kReal, {width}, normal());
+      const View carry = run.inout("carry", kReal, {width}, normal());
+      call.around.from_after = carry;
+      call.around.to_before = carry;
+    }
     run.ops().training().token_shift_backward(call);
   }
   /// Sums of 2 M terms, or of R products with differences.
   Tolerance tolerance(const Run&, const std::string& output) const override {
-    if (output == "dx") return {sum_error(2 * mixes) * 8 * std::sqrt(static_cast<double>(2 * mixes)), 0};
+    if (output == "dx" || output == "carry")
+      return {sum_error(2 * mixes) * 8 * std::sqrt(static_cast<double>(2 * mixes)), 0};
     const auto rows = static_cast<double>(offsets.back());
     return {(sum_error(offsets.back()) + 4 * kF32) * 16 * std::sqrt(rows), 2 * kF32};
   }
@@ -270,6 +279,9 @@ Cases token_shift_backward_cases(Precision) {
     }
   }
   cases.push_back(std::make_unique<TokenShiftCase>(128, 6, std::vector<int64_t>{0, 3, 70}, false));
+  for (auto& offsets : {std::vector<int64_t>{0, 1}, {0, 40}, {0, 1, 70}}) {
+    cases.push_back(std::make_unique<TokenShiftCase>(64, 6, offsets, false, true));
+  }
   return cases;
 }
 

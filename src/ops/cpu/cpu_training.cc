@@ -52,6 +52,16 @@ class CpuTraining final : public TrainingOps {
         if (from < to) token_shift_backward_rows(call, first, last, from, to, sums);
       }
     });
+    if (!call.around.to_before) return;
+    auto* to = call.around.to_before.as<float>();
+    const auto* mix = call.mix.as<float>();
+    const int64_t width = call.x.dim(1);
+    for (int64_t c = 0; c < width; ++c) {
+      to[c] = 0;
+      for (size_t m = 0; m < call.dy.size(); ++m) {
+        to[c] += call.dy[m].as<float>()[c] * mix[static_cast<int64_t>(m) * width + c];
+      }
+    }
   }
 
   void linear_backward(std::span<const LinearBackward> calls) override { products_.run(calls); }

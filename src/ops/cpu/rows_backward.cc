@@ -62,12 +62,17 @@ void token_shift_backward_rows(const TokenShiftBackward& call, int64_t first, in
   const int64_t width = call.x.dim(1);
   const float* mix = call.mix.as<float>();
   const auto mixes = static_cast<int64_t>(call.dy.size());
+  const ShiftNeighbours& around = call.around;
   for (int64_t t = begin; t < end; ++t) {
     const float* x = call.x.as<float>() + t * width;
     float* dx = call.dx.as<float>() + t * width;
+    const float* previous = t > first                 ? x - width
+                            : t == 0 && around.before ? around.before.as<float>()
+                                                      : nullptr;
+    const float* sent = t + 1 == call.x.dim(0) && around.from_after ? around.from_after.as<float>() : nullptr;
     for (int64_t c = 0; c < width; c += kLanes) {
-      const V before = t > first ? load(x - width + c) : zero(), change = hn::Sub(before, load(x + c));
-      V sum = zero();
+      const V before = previous ? load(previous + c) : zero(), change = hn::Sub(before, load(x + c));
+      V sum = sent ? load(sent + c) : zero();
       for (int64_t m = 0; m < mixes; ++m) {
         const float* dy = call.dy[static_cast<size_t>(m)].as<float>() + t * width + c;
         const V now = load(dy), mu = load(mix + m * width + c);

@@ -20,12 +20,14 @@ void layer_norm_backward(const LayerNormBackward& call) {
 
 void token_shift_backward(const TokenShiftBackward& call) {
   const int64_t width = call.x.dim(1);
+  const ShiftNeighbours& around = call.around;
   for (size_t s = 0; s + 1 < call.offsets.size(); ++s) {
     const int64_t begin = call.offsets[s], end = call.offsets[s + 1];
     for (int64_t t = begin; t < end; ++t) {
       for (int64_t c = 0; c < width; ++c) {
-        const double before = t > begin ? at(call.x, t - 1, c) : 0;
-        double dx = 0;
+        double before = t > begin ? at(call.x, t - 1, c) : 0;
+        if (t == 0 && around.before) before = at(around.before, c);
+        double dx = t + 1 == call.x.dim(0) && around.from_after ? at(around.from_after, c) : 0;
         for (size_t m = 0; m < call.dy.size(); ++m) {
           const int64_t mix = static_cast<int64_t>(m) * width + c;
           dx += at(call.dy[m], t, c) * (1 - at(call.mix, mix));
@@ -35,6 +37,13 @@ void token_shift_backward(const TokenShiftBackward& call) {
         put(call.dx, t, c, dx);
       }
     }
+  }
+  for (int64_t c = 0; c < width && around.to_before; ++c) {
+    double sent = 0;
+    for (size_t m = 0; m < call.dy.size(); ++m) {
+      sent += at(call.dy[m], 0, c) * at(call.mix, static_cast<int64_t>(m) * width + c);
+    }
+    put(around.to_before, c, sent);
   }
 }
 
