@@ -9,7 +9,6 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
-#include <thread>
 
 #include "base/error.h"
 
@@ -48,19 +47,6 @@ void watch_interrupt() {
 }
 
 void watch_termination() { std::signal(SIGTERM, on_interrupt); }
-
-void keep_signals_from_computation() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGINT);
-  sigaddset(&signals, SIGTERM);
-  // Blocked here and in all threads that this one starts later; only the new one takes them.
-  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  std::thread([signals] {
-    ::pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
-    while (true) ::pause();
-  }).detach();
-}
 
 void ProgressBar::update(uint64_t done, uint64_t total) {
   constexpr auto kSilent = std::chrono::seconds(1);

@@ -18,10 +18,6 @@ std::atomic<bool>& interrupted();
 void watch_interrupt();
 /// SIGTERM sets interrupted() too.
 void watch_termination();
-/// From now on both signals come to a thread that does nothing else. Call it before threads are started that
-/// compute: oneDNN's float32 product for AVX2 works with a stack pointer into its own workspace on the heap,
-/// and a signal that comes to such a thread writes its frame there.
-void keep_signals_from_computation();
 
 /// Thrown by progress callbacks to stop long work after Ctrl-C; not an error.
 struct Interrupted {};

@@ -103,7 +103,6 @@ void run(const TrainFlags& flags) {
   config = overridden(config, flags.config, flags.given);
   watch_interrupt();
   watch_termination();
-  keep_signals_from_computation();
   const auto trainer =
       flags.resume ? Trainer::resume(flags.folder, config) : Trainer::start(flags.folder, config);
   const ModelConfig& model = trainer->model();
