@@ -1,6 +1,7 @@
-// The rate that oneDNN itself reaches, with all its threads, on the products of a training step in float32:
-// whole matrices, nothing else in between. What training_speed says in GFLOP/s is to be compared with this.
-//   training_products [ROWS] [CHANNELS] [ROUNDS]
+// The rate that oneDNN itself reaches, in THREADS at once, each with matrices of its own, on the products of
+// a training step in float32: whole matrices, nothing else in between. What training_speed says in GFLOP/s is
+// to be compared with this.
+//   training_products [THREADS] [ROWS] [CHANNELS] [ROUNDS]
 #include <fmt/format.h>
 #include <omp.h>
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
@@ -5,6 +6,7 @@
 #include "cli/terminal.h"
 #include "evaluation/grid.h"
 #include "evaluation/long_speed.h"
+#include "evaluation/machine_speed.h"
 
 namespace rwkvx::cli {
 namespace {
@@ -14,20 +16,33 @@ struct BenchOptions {
   bool long_context = false, json = false;
   std::string lengths = "1k..128k";
   int64_t decode = 128, context = 0, prefill = 512;
+  std::vector<std::string> states;
+  int64_t rounds = 5, batch = 1;
 };
 
-nlohmann::ordered_json to_json(const LongSpeed& s) {
+nlohmann::ordered_json to_json(const LongSpeed& s, const ModelConfig& config, const MachineSpeed& machine) {
   const double seconds = s.decode_quantile(0.5) / 1e3;
+  const auto batch = static_cast<double>(s.batch);
+  const double read =
+      1e-9 * (static_cast<double>(s.weight_bytes) + batch * static_cast<double>(s.selected_bytes)) / seconds;
+  const double prefill = s.prefilled > 0 ? s.prefill_tokens_per_second() : 0;
+  // Half a chunk of the own one on average, and the earlier ones that there are.
+  const auto chunk = static_cast<double>(config.chunk_size), context = static_cast<double>(s.context);
+  const double keys = std::min(context / 2, (static_cast<double>(config.top_k) - 0.5) * chunk);
+  const double operations = 1e-9 * prefill * operations_per_token(config, keys, false);
   return {{"context", s.context},
           {"prefill_tokens", s.prefilled},
-          {"prefill_tokens_per_second", s.prefill_tokens_per_second()},
+          {"prefill_tokens_per_second", prefill},
+          {"prefill_gigaflops_per_second", operations},
+          {"prefill_fraction_of_machine", operations / machine.product_gigaflops_per_second},
+          {"batch", s.batch},
           {"decode_tokens", s.decode_ms.size()},
-          {"decode_tokens_per_second", 1 / seconds},
+          {"decode_tokens_per_second", batch / seconds},
           {"decode_ms_median", s.decode_quantile(0.5)},
           {"decode_ms_p99", s.decode_quantile(0.99)},
           {"decode_ms_worst", s.decode_quantile(1)},
-          {"decode_gigabytes_per_second",
-           1e-9 * static_cast<double>(s.weight_bytes + s.selected_bytes) / seconds},
+          {"decode_gigabytes_per_second", read},
+          {"decode_fraction_of_machine", read / machine.read_gigabytes_per_second},
           {"weight_bytes", s.weight_bytes},
           {"selected_kv_bytes", s.selected_bytes},
           {"resident_bytes", s.resident_bytes},
@@ -39,48 +54,65 @@ void run(const BenchOptions& o) {
   const std::vector<int64_t> lengths =
       o.long_context ? parse_lengths(o.lengths) : std::vector<int64_t>{o.context > 0 ? o.context : o.prefill};
   const auto model = load_model(o.run.model_options());
+  std::vector<Session> states;
+  for (const std::string& path : o.states) states.emplace_back(model).load(path);
   const KvOptions& kv = model->kv_options();
-  nlohmann::ordered_json out = {{"model", o.run.model},
-                                {"backend", model->ops().name()},
-                                {"precision", name(model->ops().precision())},
-                                {"threads", o.run.threads},
-                                {"chunk_size", model->config().chunk_size},
-                                {"chunk_top_k", model->config().top_k},
-                                {"kv", kv.policy_text()},
-                                {"kv_dtype", kv.dtype ? name(*kv.dtype) : "as computed"},
-                                {"select", kv.selection_text()}};
+  const MachineSpeed machine = measure_machine(model->ops());
+  nlohmann::ordered_json out = {
+      {"model", o.run.model},
+      {"backend", model->ops().name()},
+      {"precision", name(model->ops().precision())},
+      {"threads", model->ops().threads()},
+      {"machine_read_gigabytes_per_second", machine.read_gigabytes_per_second},
+      {"machine_product_gigaflops_per_second", machine.product_gigaflops_per_second},
+      {"chunk_size", model->config().chunk_size},
+      {"chunk_top_k", model->config().top_k},
+      {"kv", kv.policy_text()},
+      {"kv_dtype", kv.dtype ? name(*kv.dtype) : "as computed"},
+      {"select", kv.selection_text()}};
   watch_interrupt();
   ProgressBar bar("prefill", "tokens");
   if (!o.json) {
-    print(fmt::format("{}, --kv {} --select {}, {} on {}\n", Path(o.run.model).filename().string(),
-                      kv.policy_text(), kv.selection_text(), name(model->ops().precision()),
-                      model->ops().name()));
-    print(fmt::format("{:>9} {:>12} {:>10} {:>8} {:>8} {:>7} {:>10} {:>10} {:>10}\n", "context",
-                      "prefill t/s", "decode ms", "p99", "worst", "GB/s", "resident", "KV", "on disk"));
+    print(fmt::format("{}, --kv {} --select {}, {} on {}, {} threads\n",
+                      Path(o.run.model).filename().string(), kv.policy_text(), kv.selection_text(),
+                      name(model->ops().precision()), model->ops().name(), model->ops().threads()));
+    print(fmt::format("this machine now: reads {:.1f} GB/s, multiplies matrices at {:.0f} GFLOP/s\n",
+                      machine.read_gigabytes_per_second, machine.product_gigaflops_per_second));
+    print(fmt::format("{:>9} {:>12} {:>6} {:>10} {:>8} {:>8} {:>7} {:>6} {:>10} {:>10} {:>10}\n", "context",
+                      "prefill t/s", "of max", "decode ms", "p99", "worst", "GB/s", "of max", "resident",
+                      "KV", "on disk"));
   }
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  const auto show = [&](const LongSpeed& s) {
+    const nlohmann::ordered_json row = to_json(s, model->config(), machine);
+    rows.push_back(row);
+    bar.clear();
+    if (o.json) return;
+    print(fmt::format(
+        "{:>9} {:>12.1f} {:>5.0f}% {:>10.3f} {:>8.3f} {:>8.3f} {:>7.1f} {:>5.0f}% {:>10} {:>10} {:>10}\n",
+        length_label(s.context), row["prefill_tokens_per_second"].get<double>(),
+        100 * row["prefill_fraction_of_machine"].get<double>(), s.decode_quantile(0.5),
+        s.decode_quantile(0.99), s.decode_quantile(1), row["decode_gigabytes_per_second"].get<double>(),
+        100 * row["decode_fraction_of_machine"].get<double>(), human_bytes(s.resident_bytes),
+        human_bytes(s.kv_bytes), human_bytes(s.file_bytes)));
+  };
   bool stopped = false;
   try {
-    measure_long_speed(
-        model, lengths, o.decode,
-        [&](const LongSpeed& s) {
-          const nlohmann::ordered_json row = to_json(s);
-          rows.push_back(row);
-          bar.clear();
-          if (o.json) return;
-          print(fmt::format("{:>9} {:>12.1f} {:>10.3f} {:>8.3f} {:>8.3f} {:>7.1f} {:>10} {:>10} {:>10}\n",
-                            length_label(s.context), s.prefill_tokens_per_second(), s.decode_quantile(0.5),
-                            s.decode_quantile(0.99), s.decode_quantile(1),
-                            row["decode_gigabytes_per_second"].get<double>(), human_bytes(s.resident_bytes),
-                            human_bytes(s.kv_bytes), human_bytes(s.file_bytes)));
-        },
-        bar.callback());
+    if (o.states.empty()) {
+      measure_long_speed(model, lengths, o.decode, o.batch, show, bar.callback());
+    } else {
+      ProgressBar turns("measure", "turns");
+      const std::vector<LongSpeed> speeds =
+          measure_in_turn(model, states, {o.prefill, o.decode, o.rounds}, turns.callback());
+      turns.clear();
+      for (const LongSpeed& speed : speeds) show(speed);
+    }
   } catch (const Interrupted&) {
     stopped = true;  // what was measured is printed
   }
   bar.clear();
   if (o.json) {
-    if (o.long_context) {
+    if (o.long_context || !o.states.empty()) {
       out["lengths"] = rows;
     } else if (!rows.empty()) {
       out.update(rows[0]);
@@ -97,7 +129,7 @@ void add_bench(CLI::App& app) {
       "bench", "Measure speed and memory with random tokens: prefill, then decoding token by token");
   auto o = std::make_shared<BenchOptions>();
   add_model_argument(*command, o->run);
-  command->add_flag("--long", o->long_context, "A table over context lengths");
+  auto* table = command->add_flag("--long", o->long_context, "A table over context lengths");
   command->add_option("--lengths", o->lengths, "Of --long: a list, or a doubling range such as 1k..1m")
       ->capture_default_str();
   command->add_option("--prefill", o->prefill, "Tokens to read")
@@ -107,6 +139,18 @@ void add_bench(CLI::App& app) {
       ->check(CLI::Range(int64_t{1}, kMostTokens));
   command->add_option("--decode", o->decode, "Tokens to decode, at each length")
       ->check(CLI::Range(int64_t{1}, kMostTokens))
+      ->capture_default_str();
+  auto* states = command->add_option("--states", o->states,
+                                     "Go on from saved states (--state-out of generate), which take turns, "
+                                     "instead of reading from the beginning");
+  states->excludes(table);
+  command->add_option("--rounds", o->rounds, "Turns of each of --states")
+      ->check(CLI::Range(int64_t{1}, int64_t{1000}))
+      ->needs(states)
+      ->capture_default_str();
+  command->add_option("--batch", o->batch, "Sequences decoded together, of the same context")
+      ->check(CLI::Range(int64_t{1}, int64_t{4096}))
+      ->excludes(states)
       ->capture_default_str();
   command->add_flag("--json", o->json, "Print one JSON object");
   add_run_options(*command, o->run, "bf16");

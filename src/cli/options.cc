@@ -1,6 +1,7 @@
 #include "cli/options.h"
 
 #include "base/error.h"
+#include "cli/default_model.h"
 
 namespace rwkvx::cli {
 
@@ -27,7 +28,13 @@ std::optional<Path> RunOptions::vocabulary_path() const {
 }
 
 void add_model_argument(CLI::App& app, RunOptions& options) {
-  app.add_option("MODEL", options.model, "Model file: .pth, .safetensors or .gguf")->required();
+  app.add_option(
+      "MODEL", options.model,
+      "Model file: .pth, .safetensors or .gguf (default: the one that comes with rwkvx, or $RWKVX_MODEL)");
+  // Looked for only when the command is known to run: --help and wrong flags need no model.
+  app.parse_complete_callback([&options] {
+    if (options.model.empty()) options.model = default_model();
+  });
 }
 
 void add_chunk_options(CLI::App& app, RunOptions& options) {

@@ -9,8 +9,6 @@
 #include <optional>
 #include <random>
 
-#include "runtime/session.h"
-
 namespace rwkvx {
 namespace {
 
@@ -26,6 +24,63 @@ uint64_t weight_bytes(const Checkpoint& checkpoint) {
     if (spec.role != Role::embedding) total += checkpoint.catalog.find(spec.name)->data.bytes();
   }
   return total;
+}
+
+/// What a token's attention reads, and what is kept.
+void count_bytes(const Model& model, const Session& session, LongSpeed& speed) {
+  const ModelConfig& config = model.config();
+  speed.resident_bytes = resident_bytes();
+  speed.weight_bytes = weight_bytes(model.checkpoint());
+  for (int64_t j = 0; j < config.sparse_blocks; ++j) {
+    const KvStore& store = session.state().kv(j);
+    const int64_t own = store.length() % config.chunk_size;
+    const int64_t earlier = std::min(config.top_k - 1, store.length() / config.chunk_size);
+    speed.selected_bytes += static_cast<uint64_t>(own + earlier * config.chunk_size) * store.token_bytes();
+    speed.kv_bytes += store.bytes();
+    speed.file_bytes = store.file_bytes();
+  }
+}
+
+class RandomTokens {
+ public:
+  explicit RandomTokens(const ModelConfig& config) : any_(0, static_cast<int32_t>(config.vocab - 1)) {}
+  int32_t one() { return any_(random_); }
+  std::vector<int32_t> many(int64_t count) {
+    std::vector<int32_t> tokens(static_cast<size_t>(count));
+    for (int32_t& token : tokens) token = one();
+    return tokens;
+  }
+
+ private:
+  std::mt19937 random_{1};
+  std::uniform_int_distribution<int32_t> any_;
+};
+
+double decode_ms(Session& session, int32_t token) {
+  session.append(token);
+  const auto start = Clock::now();
+  session.logits();
+  return 1e3 * seconds_since(start);
+}
+
+/// `batch` forks of a session, a token each at a time.
+void decode_together(const Model& model, const Session& session, int64_t batch, int64_t decode,
+                     RandomTokens& random, LongSpeed& speed) {
+  Ops& ops = model.ops();
+  Arena arena(ops.allocator());
+  Buffer logits(ops.real(), {batch, model.config().vocab}, ops.allocator());
+  std::vector<State> states;
+  for (int64_t i = 0; i < batch; ++i) states.push_back(session.state().fork());
+  speed.batch = batch;
+  for (int64_t n = -1; n < decode;
+       ++n) {  // the first is not counted: last pages, which forks share, are copied
+    const std::vector<int32_t> tokens = random.many(batch);
+    std::vector<SequenceInput> inputs;
+    for (size_t i = 0; i < tokens.size(); ++i) inputs.push_back({std::span(&tokens[i], 1), &states[i]});
+    const auto start = Clock::now();
+    model.forward(inputs, LogitsOf::last, logits, arena);
+    if (n >= 0) speed.decode_ms.push_back(1e3 * seconds_since(start));
+  }
 }
 
 }  // namespace
@@ -44,52 +99,79 @@ uint64_t resident_bytes() {
 }
 
 void measure_long_speed(std::shared_ptr<const Model> model, std::span<const int64_t> lengths, int64_t decode,
-                        const std::function<void(const LongSpeed&)>& done, const Progress& progress) {
-  const ModelConfig& config = model->config();
-  std::mt19937 random(1);
-  std::uniform_int_distribution<int32_t> any(0, static_cast<int32_t>(config.vocab - 1));
+                        int64_t batch, const std::function<void(const LongSpeed&)>& done,
+                        const Progress& progress) {
+  RandomTokens random(model->config());
   Session session(model);
   for (size_t i = 0; i < lengths.size(); ++i) {
     const int64_t length = lengths[i];
     LongSpeed speed;
     speed.context = length;
     speed.prefilled = length - session.length();
-    std::vector<int32_t> tokens(static_cast<size_t>(speed.prefilled));
-    for (int32_t& token : tokens) token = any(random);
     const auto before = static_cast<uint64_t>(session.length());
-    session.append(tokens);
+    session.append(random.many(speed.prefilled));
     const auto start = Clock::now();
     session.logits([&](uint64_t now, uint64_t) {
       if (progress) progress(before + now, static_cast<uint64_t>(lengths.back()));
     });
     speed.prefill_seconds = seconds_since(start);
 
+    if (batch > 1) {
+      decode_together(*model, session, batch, decode, random, speed);
+      count_bytes(*model, session, speed);
+      done(speed);
+      continue;
+    }
     // A copy shares pages until they are written to, which would be measured too.
     const bool fits = i + 1 == lengths.size() || length + decode < lengths[i + 1];
     std::optional<Session> copy;
     if (!fits) copy = session.fork();
     Session& decoding = fits ? session : *copy;
     for (int64_t n = 0; n < decode; ++n) {
-      decoding.append(any(random));
-      const auto token_start = Clock::now();
-      decoding.logits();
-      speed.decode_ms.push_back(1e3 * seconds_since(token_start));
+      speed.decode_ms.push_back(decode_ms(decoding, random.one()));
       if (progress && n % 256 == 255) {
         progress(static_cast<uint64_t>(length), static_cast<uint64_t>(lengths.back()));
       }
     }
-    speed.resident_bytes = resident_bytes();
-    speed.weight_bytes = weight_bytes(model->checkpoint());
-    for (int64_t j = 0; j < config.sparse_blocks; ++j) {
-      const KvStore& store = decoding.state().kv(j);
-      const int64_t own = store.length() % config.chunk_size;
-      const int64_t earlier = std::min(config.top_k - 1, store.length() / config.chunk_size);
-      speed.selected_bytes += static_cast<uint64_t>(own + earlier * config.chunk_size) * store.token_bytes();
-      speed.kv_bytes += store.bytes();
-      speed.file_bytes = store.file_bytes();
-    }
+    count_bytes(*model, decoding, speed);
     done(speed);
   }
+}
+
+std::vector<LongSpeed> measure_in_turn(std::shared_ptr<const Model> model, std::span<const Session> states,
+                                       const TurnOptions& options, const Progress& progress) {
+  RandomTokens random(model->config());
+  std::vector<LongSpeed> speeds(states.size());
+  std::vector<std::vector<double>> prefill_seconds(states.size());
+  const uint64_t turns = states.size() * static_cast<uint64_t>(options.rounds);
+  for (uint64_t turn = 0; turn < turns; ++turn) {
+    if (progress) progress(turn, turns);
+    const size_t i = turn % states.size();
+    LongSpeed& speed = speeds[i];
+    speed.context = states[i].length();
+    if (options.prefill > 0) {
+      Session reading = states[i].fork();
+      reading.append(random.many(options.prefill));
+      const auto start = Clock::now();
+      reading.logits();
+      prefill_seconds[i].push_back(seconds_since(start));
+    }
+    Session decoding = states[i].fork();
+    decode_ms(decoding, random.one());  // not counted: the last page, which the fork shares, is copied
+    for (int64_t n = 0; n < options.decode; ++n) {
+      speed.decode_ms.push_back(decode_ms(decoding, random.one()));
+    }
+    if (turn + states.size() >= turns) count_bytes(*model, decoding, speed);
+  }
+  for (size_t i = 0; i < states.size(); ++i) {
+    if (options.prefill == 0) continue;
+    std::vector<double>& seconds = prefill_seconds[i];
+    std::nth_element(seconds.begin(), seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 2),
+                     seconds.end());
+    speeds[i].prefilled = options.prefill;
+    speeds[i].prefill_seconds = seconds[seconds.size() / 2];
+  }
+  return speeds;
 }
 
 }  // namespace rwkvx

@@ -8,6 +8,7 @@
 
 #include "base/progress.h"
 #include "model/model.h"
+#include "runtime/session.h"
 
 namespace rwkvx {
 
@@ -16,21 +17,34 @@ struct LongSpeed {
   int64_t context = 0;  ///< tokens read
   int64_t prefilled = 0;
   double prefill_seconds = 0;     ///< for the `prefilled` tokens since the length before
-  std::vector<double> decode_ms;  ///< of each token then decoded, in order
+  int64_t batch = 1;              ///< sequences decoded together
+  std::vector<double> decode_ms;  ///< of each token (of every sequence) then decoded, in order
   uint64_t resident_bytes = 0;    ///< of the process, after that
   uint64_t kv_bytes = 0;          ///< of KV pages and key sums, on disk too
   uint64_t file_bytes = 0;        ///< of those on disk
   uint64_t weight_bytes = 0;      ///< read for a token: all weights but the embedding's rows
-  uint64_t selected_bytes = 0;    ///< of keys and values that a token's attention reads, on average
+  uint64_t selected_bytes = 0;    ///< of keys and values that the attention of one sequence's token reads
 
   double prefill_tokens_per_second() const { return static_cast<double>(prefilled) / prefill_seconds; }
   double decode_quantile(double q) const;  ///< 0.5 the median, 1 the worst
 };
 
-/// Reads random tokens up to each of `lengths` (rising), and decodes `decode` more from a fork there.
+/// Reads random tokens up to each of `lengths` (rising), and decodes `decode` more from a fork there: one
+/// sequence, or `batch` forks at once.
 /// `done` gets each result as it comes; `progress` counts tokens read and may throw to stop.
 void measure_long_speed(std::shared_ptr<const Model> model, std::span<const int64_t> lengths, int64_t decode,
-                        const std::function<void(const LongSpeed&)>& done, const Progress& progress);
+                        int64_t batch, const std::function<void(const LongSpeed&)>& done,
+                        const Progress& progress);
+
+struct TurnOptions {
+  int64_t prefill = 0, decode = 128;  ///< tokens of each turn
+  int64_t rounds = 5;                 ///< turns of each state
+};
+
+/// Speed from each of `states` on, which take turns, so that all see the same load of the machine. They stay
+/// as they are: forks read `prefill` random tokens (the median of the rounds counts) and decode `decode`.
+std::vector<LongSpeed> measure_in_turn(std::shared_ptr<const Model> model, std::span<const Session> states,
+                                       const TurnOptions& options, const Progress& progress);
 
 /// Resident memory of the process now; 0 when unknown.
 uint64_t resident_bytes();

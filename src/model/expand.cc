@@ -5,7 +5,8 @@
 
 namespace rwkvx {
 
-Checkpoint expand(const Checkpoint& source, int64_t sparse_blocks, const CheckpointOptions& options) {
+Checkpoint expand(const Checkpoint& source, int64_t sparse_blocks, const CheckpointOptions& options,
+                  bool copy_outputs) {
   const std::string file = source.path().string();
   if (source.config.sparse_blocks > 0) {
     fail("{}: the model has {} sparse blocks already; expand a plain RWKV-7 model", file,
@@ -32,7 +33,7 @@ Checkpoint expand(const Checkpoint& source, int64_t sparse_blocks, const Checkpo
       if (!spec.name.starts_with(to)) continue;
       const std::string tail = spec.name.substr(to.size());
       const ConstView data = result.catalog.find(from + tail)->data;
-      if (tail != "att.output.weight" && tail != "ffn.value.weight") {
+      if (copy_outputs || (tail != "att.output.weight" && tail != "ffn.value.weight")) {
         result.catalog.add(spec.name, data);
         continue;
       }

@@ -24,7 +24,11 @@ class KvMemory {
  private:
   struct Observer final : ReadObserver {
     FileAllocator* file = nullptr;
-    void read(uint64_t bytes) noexcept override { file->used(bytes); }
+    void read(const void* data, uint64_t bytes, int64_t readers) noexcept override {
+      file->used(bytes);
+      // Many queries read all of a chunk that few of the last segment's did. A single one finds most mapped.
+      if (readers > 1) file->map(data, bytes);
+    }
   };
   Allocator* memory_;
   std::optional<FileAllocator> file_;

@@ -93,7 +93,8 @@ struct Wkv7Output {
 /// Called from any thread.
 class ReadObserver {
  public:
-  virtual void read(uint64_t bytes) noexcept = 0;
+  /// `bytes` at `data` are about to be read, by `readers` queries.
+  virtual void read(const void* data, uint64_t bytes, int64_t readers) noexcept = 0;
 
  protected:
   ~ReadObserver() = default;
@@ -151,6 +152,7 @@ class Ops {
   virtual std::string_view name() const = 0;
   virtual Precision precision() const = 0;
   virtual Allocator& allocator() = 0;
+  virtual int threads() const { return 1; }  ///< of the host, that it computes with
   DType real() const { return precision() == Precision::f64 ? DType::f64 : DType::f32; }
   /// What products take; a backend may answer f32 in bf16 precision where the processor has no bf16 products.
   virtual DType active() const { return precision() == Precision::bf16 ? DType::bf16 : real(); }

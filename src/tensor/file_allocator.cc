@@ -112,6 +112,13 @@ void FileAllocator::used(uint64_t bytes) noexcept {
   if (touched_.fetch_add(bytes, std::memory_order_relaxed) + bytes > resident_limit_) let_go();
 }
 
+void FileAllocator::map(const void* data, uint64_t bytes) noexcept {
+  const auto begin = reinterpret_cast<uintptr_t>(data) / page_size() * page_size();
+  const size_t size = reinterpret_cast<uintptr_t>(data) + bytes - begin;
+  // Linux before 5.14 does not know it: pages then come when they are touched.
+  (void)::madvise(reinterpret_cast<void*>(begin), size, MADV_POPULATE_READ);
+}
+
 void FileAllocator::let_go() noexcept {
   const std::lock_guard lock(mutex_);
   if (touched_.load(std::memory_order_relaxed) <= resident_limit_) return;  // another thread did

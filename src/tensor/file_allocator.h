@@ -31,6 +31,8 @@ class FileAllocator final : public Allocator {
 
   /// `bytes` of blocks are about to be read, or were written.
   void used(uint64_t bytes) noexcept;
+  /// Maps `bytes` of blocks at once, before they are read: cheaper than a page fault for every few pages.
+  static void map(const void* data, uint64_t bytes) noexcept;
   uint64_t file_bytes() const;
 
  private:

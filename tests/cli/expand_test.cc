@@ -33,6 +33,19 @@ TEST_F(ExpandProgramTest, WritesAModelWithTheChunksAskedFor) {
   EXPECT_EQ(expanded->config.top_k, 3);
 }
 
+TEST_F(ExpandProgramTest, CopiesOutputsWhenAskedTo) {
+  const std::string source = plain();
+  ASSERT_EQ(
+      run_program({"expand", source, file("out.safetensors"), "--sparse-blocks", "2", "--copy-outputs"}).code,
+      0);
+  const auto expanded = open_checkpoint(file("out.safetensors"));
+  for (const char* tail : {"att.output.weight", "ffn.value.weight", "ffn.key.weight"}) {
+    const auto from = expanded->catalog.find(std::string("blocks.1.") + tail)->data.raw(),
+               to = expanded->catalog.find(std::string("moba.1.") + tail)->data.raw();
+    EXPECT_TRUE(std::equal(from.begin(), from.end(), to.begin(), to.end())) << tail;
+  }
+}
+
 TEST_F(ExpandProgramTest, Errors) {
   const std::string source = plain();
   expect_error(run_program({"expand", source, file("out.gguf")}), 2, {"--sparse-blocks"});

@@ -84,6 +84,53 @@ TEST_F(LongContextTest, BenchMeasuresEveryLength) {
   expect_error(run_program({"bench", proto_, "--long", "--lengths", "0"}), 2, {"--lengths"});
 }
 
+TEST_F(LongContextTest, BenchTakesTurnsAtSavedStates) {
+  const std::string text(300, 'x');
+  for (const auto& [name, prompt] : {std::pair{"short", text.substr(0, 100)}, std::pair{"long", text}}) {
+    ASSERT_EQ(
+        run_program({"generate", proto_, "--prompt", prompt, "--max-tokens", "0", "--state-out", file(name)})
+            .code,
+        0);
+  }
+  const std::vector<std::string> command{"bench",      proto_,     "--states", file("short"),
+                                         file("long"), "--rounds", "3",        "--prefill",
+                                         "20",         "--decode", "4",        "--json"};
+  const Result result = run_program(command);
+  ASSERT_EQ(result.code, 0) << result.err;
+  const auto rows = nlohmann::json::parse(result.out)["lengths"];
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[0]["context"], 100);
+  EXPECT_EQ(rows[1]["context"], 300);
+  for (const auto& row : rows) {
+    EXPECT_EQ(row["decode_tokens"], 12) << "of all rounds";
+    EXPECT_EQ(row["prefill_tokens"], 20);
+    EXPECT_GT(row["prefill_tokens_per_second"], 0);
+    EXPECT_GT(row["decode_ms_median"], 0);
+  }
+  expect_error(run_program({"bench", proto_, "--states", file("none")}), 1, {file("none")});
+  expect_error(run_program({"bench", proto_, "--long", "--states", file("long")}), 2, {"--states"});
+}
+
+TEST_F(LongContextTest, BenchDecodesBatchesAndComparesWithTheMachine) {
+  const Result result = run_program(
+      {"bench", proto_, "--prefill", "200", "--decode", "4", "--batch", "3", "--threads", "1", "--json"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  const auto json = nlohmann::json::parse(result.out);
+  EXPECT_EQ(json["threads"], 1);
+  EXPECT_EQ(json["batch"], 3);
+  EXPECT_EQ(json["decode_tokens"], 4);
+  EXPECT_NEAR(json["decode_tokens_per_second"], 3e3 / json["decode_ms_median"].get<double>(), 1e-6);
+  for (const char* rate : {"machine_read_gigabytes_per_second", "machine_product_gigaflops_per_second",
+                           "prefill_gigaflops_per_second"}) {
+    EXPECT_GT(json[rate], 0) << rate;
+  }
+  EXPECT_NEAR(json["prefill_fraction_of_machine"],
+              json["prefill_gigaflops_per_second"].get<double>() /
+                  json["machine_product_gigaflops_per_second"].get<double>(),
+              1e-9);
+  expect_error(run_program({"bench", proto_, "--batch", "0"}), 2, {"--batch"});
+}
+
 TEST_F(LongContextTest, RecallOfTheChunksThatAreChosen) {
   std::string text;
   for (int i = 0; i < 400; ++i) text += static_cast<char>('a' + i * i % 23);

@@ -22,7 +22,7 @@ Program::Program(const std::vector<std::string>& arguments, const Setting& setti
   std::ofstream(folder_ / "in", std::ios::binary) << setting.input;
   const std::string in = (folder_ / "in").string(), err = (folder_ / "err").string(),
                     out = setting.output ? setting.output->string() : (folder_ / "out").string();
-  std::vector<std::string> words{RWKVX_PROGRAM};
+  std::vector<std::string> words{setting.program ? setting.program->string() : RWKVX_PROGRAM};
   words.insert(words.end(), arguments.begin(), arguments.end());
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());

@@ -27,6 +27,7 @@ struct Setting {
   std::optional<Path> output = {};            ///< stdout goes here instead of into Result::out
   std::optional<uint64_t> largest_file = {};  ///< bytes; writing more fails, as on a full disk
   std::optional<Path> folder = {};            ///< to run in
+  std::optional<Path> program = {};           ///< another copy of it
   std::vector<std::string> environment = {};  ///< NAME=value
 };
 

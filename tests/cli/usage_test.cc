@@ -59,10 +59,6 @@ TEST_F(UsageTest, WrongUsageExitsWith2) {
     if (command == "convert") arguments.push_back(file("out.gguf"));
     expect_error(run_program(arguments), 2, {"--no-such-flag"});
   }
-  for (const char* command : {"info", "generate", "chat", "logits", "needle"}) {
-    SCOPED_TRACE(command);
-    expect_error(run_program({command}), 2, {"MODEL"});
-  }
   expect_error(run_program({"convert", proto_}), 2, {"OUT"});
 }
 

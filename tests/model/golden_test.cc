@@ -131,6 +131,13 @@ TEST_P(BFloat16GoldenTest, ErrorIsThatOfOneRoundingPerProduct) {
     EXPECT_LE(first.max, 4 * noise_first.max) << name;
     EXPECT_LE(measure(name, *got, expected, all).rms, 2 * noise_all.rms) << name;
   }
+  if (make_ops({"cpu", Precision::bf16, 1})->active() == DType::f32) {
+    // A processor without bf16 products rounds no inputs, only keys and values: it has to be closer to
+    // float32.
+    EXPECT_LE(measure("cpu", cpu, expected, unselected).rms, noise_first.rms);
+    EXPECT_LE(measure("cpu", cpu, expected, all).rms, noise_all.rms);
+    return;
+  }
   EXPECT_LE(measure("cpu against reference", cpu, reference, unselected).rms, noise_first.rms);
   EXPECT_LE(measure("cpu against reference", cpu, reference, all).rms, noise_all.rms);
 }

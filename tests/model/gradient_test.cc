@@ -260,7 +260,9 @@ TEST_F(TrainingModelTest, SequencesAddUp) {
                 .loss;
   }
   EXPECT_NEAR(loss, result_.loss, 1e-6);
-  EXPECT_LE(distance(gradients_of(parameters), together).rms, 1e-6);
+  // Other numbers of rows are other orders of summation: √512 · 2⁻²⁴ = 1.35e-6 for each of a dozen products
+  // on the way, whose errors add in squares.
+  EXPECT_LE(distance(gradients_of(parameters), together).rms, 5e-6);
 }
 
 /// The gate's gradient is λ times something, and is the only one that changes at its own block.

@@ -305,7 +305,8 @@ HWY_NOINLINE void attend_chosen(const Head& head, QueryBlock& block, Softmax* so
     if (begin == counts[c]) continue;
     const auto keys = head.keys<T>(c), values = head.values<T>(c);
     if (head.kv.observer != nullptr) {
-      head.kv.observer->read(2 * static_cast<uint64_t>(head.kv.chunk_size * N) * sizeof(T));
+      const auto bytes = static_cast<uint64_t>(head.kv.chunk_size * N) * sizeof(T);
+      for (const T* from : {keys.data, values.data}) head.kv.observer->read(from, bytes, counts[c] - begin);
     }
     for (; begin < counts[c]; begin += kQueries) {
       const int64_t lanes = std::min<int64_t>(kQueries, counts[c] - begin);

@@ -32,6 +32,7 @@ class CpuOps final : public Ops {
   Precision precision() const override { return precision_; }
   DType active() const override { return active_; }
   Allocator& allocator() override { return host_allocator(); }
+  int threads() const override { return pool_.threads(); }
 
   Matrix prepare(ConstView weight) override {
     RWKVX_ASSERT(weight.shape().rank() == 2);

@@ -1,7 +1,5 @@
 #include "ops/cpu/linear_backward.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <compare>
 #include <deque>
@@ -12,6 +10,7 @@
 #include "base/error.h"
 #include "ops/cpu/backward_kernels.h"
 #include "ops/cpu/kernels.h"
+#include "ops/cpu/one_dnn_scope.h"
 
 namespace rwkvx::cpu {
 
@@ -63,17 +62,6 @@ namespace {
 constexpr int64_t kMostRows = 512;  // of a block of dx, and of a step along k
 constexpr int64_t kMostBlock = 256, kLeastBlock = 64;
 
-class OneThread {  // oneDNN's team in this thread is this thread, for a scope
- public:
-  OneThread() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
-  ~OneThread() { omp_set_num_threads(before_); }
-  OneThread(const OneThread&) = delete;
-  OneThread& operator=(const OneThread&) = delete;
-
- private:
-  int before_;
-};
-
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
@@ -105,7 +93,7 @@ const BackwardProducts::Product& BackwardProducts::product(const Key& key) {
 }
 
 void BackwardProducts::run(std::span<const LinearBackward> calls) {
-  const OneThread scope;
+  const OneDnnScope scope;
   constexpr size_t kMostProducts = 1024;
   if (state_->products.size() > kMostProducts) state_->products.clear();
   // Calls that add to the same memory belong to different groups.

@@ -1,7 +1,5 @@
 #include "ops/cpu/linear_prefill.h"
 
-#include <omp.h>
-
 #include <compare>
 #include <dnnl.hpp>
 #include <map>
@@ -9,6 +7,7 @@
 #include "base/error.h"
 #include "hwy/highway.h"
 #include "ops/cpu/kernels.h"
+#include "ops/cpu/one_dnn_scope.h"
 #include "ops/cpu/scratch.h"
 
 namespace rwkvx::cpu {
@@ -61,18 +60,6 @@ namespace {
 constexpr int64_t kMostRows = 512;  // of a part; long prompts then come in parts of one size
 constexpr int64_t kMostOuts = 256;
 constexpr int64_t kLeastOuts = 64;
-
-/// oneDNN's team in this thread is this thread, for a scope.
-class OneThread {
- public:
-  OneThread() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
-  ~OneThread() { omp_set_num_threads(before_); }
-  OneThread(const OneThread&) = delete;
-  OneThread& operator=(const OneThread&) = delete;
-
- private:
-  int before_;
-};
 
 dnnl::memory::data_type dnnl_type(DType dtype) {
   return dtype == DType::bf16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
@@ -142,7 +129,7 @@ const ManyRows::Product& ManyRows::product(const Key& key) {
 
 void ManyRows::run(std::span<const LinearCall* const> calls) {
   if (calls.empty()) return;
-  const OneThread scope;
+  const OneDnnScope scope;
   constexpr size_t kMostProducts = 1024;  // a server sees any number of rows
   if (state_->products.size() > kMostProducts) state_->products.clear();
   state_->parts.clear();

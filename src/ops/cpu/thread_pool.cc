@@ -1,8 +1,8 @@
 #include "ops/cpu/thread_pool.h"
 
-#include <omp.h>
-
 #include <utility>
+
+#include "ops/cpu/one_dnn_scope.h"
 
 namespace rwkvx::cpu {
 namespace {
@@ -69,7 +69,7 @@ void ThreadPool::run(int64_t count, Call call, const void* context) {
 }
 
 void ThreadPool::work(int thread) {
-  omp_set_num_threads(1);  // oneDNN asks OpenMP, for the calling thread: a task's products stay in it
+  const OneDnnScope scope;  // tasks multiply
   uint32_t seen = 0;
   while (!stop_) {
     const uint32_t epoch = epoch_;

@@ -1,0 +1,1 @@
+"""What scripts/reproduce is made of. Python's standard library only."""

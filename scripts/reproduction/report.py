@@ -1,0 +1,201 @@
+"""docs/reproduction.md, written from the files of a run. Nothing in it is typed by hand."""
+
+import shutil
+
+from . import tables
+from .stages import duration, write_text
+from .tables import number, percent, table
+
+MISSING = "not run"
+
+
+def write_report(plan, folders, path):
+    """The document, and its pictures in images/reproduction/ beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results = tables.Results(plan, folders)
+    pictures = Pictures(path.parent)
+    parts = [opening(plan, results), criteria(results), models(results), needles(results, pictures), losses(results, pictures),
+             speed(results), ablations(results), samples(results), commands(plan)]
+    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
+    card = folders.out / "ship" / f"{plan.recipe['name']}.md"
+    if card.parent.exists():
+        write_text(card, model_card(plan, results))
+
+
+class Pictures:
+    def __init__(self, folder):
+        self.folder, self.place = folder, "images/reproduction"
+
+    def add(self, file, name, words):
+        """Markdown for a copy of the picture, "" where it is not there."""
+        if not file.exists():
+            return ""
+        (self.folder / self.place).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, self.folder / self.place / name)
+        return f"![{words}]({self.place}/{name})"
+
+
+def opening(plan, results):
+    corpus = results.corpus()
+    text = ("# The paper in miniature\n\n<!-- Written by scripts/reproduce from the files of a run; changes here are lost. "
+            "-->\n\nSmall models, trained by rwkvx on texts in the public domain and on generated retrieval text, asked for "
+            "what is hidden\nin texts that they were never trained on. `scripts/reproduce` makes all of it, this page too. "
+            f"*{MISSING}* stands where a\nresult is missing.")
+    if corpus is None:
+        return text
+    if corpus["generated"]:
+        return text + "\n\n**A trial on generated text: these numbers say nothing about RWKV-X.**"
+    held_out = corpus["held_out"]
+    trained = [name for name in corpus["bytes"] if name not in held_out]
+    size = sum(corpus["bytes"][name] for name in trained) / 1e6
+    return text + (f"\n\nTrained on {len(trained)} texts, {size:.1f} MB: {', '.join(sorted(trained))}. Held out: "
+                   f"{', '.join(sorted(held_out))}.")
+
+
+def criteria(results):
+    rows = []
+    for target in plan_targets(results):
+        value, bound, shown = target["value"], target["bound"], target["shown"]
+        met = MISSING if value is None else "yes" if target["met"] else "**no**"
+        rows.append([target["about"], bound, MISSING if value is None else shown, met])
+    return "## What was to be shown\n\n" + table(["", "bound", "measured", "met"], rows) if rows else ""
+
+
+def plan_targets(results):
+    return [results.target(target) for target in results.plan.recipe.get("targets", [])]
+
+
+def models(results):
+    rows = []
+    for name, stage in results.plan.models.items():
+        info, training, record = results.info(stage), results.training(stage), results.record(stage)
+        blocks = f"{info['layers']} + {info['sparse_blocks']} × {info['channels']}" if info else MISSING
+        tokens = training.last("tokens")
+        rows.append([f"`{name}`", stage.about, blocks, f"{info['parameters'] / 1e6:.3f} M" if info else MISSING,
+                     f"{tokens / 1e6:.1f} M" if tokens else "", duration(record["seconds"]) if record else ""])
+    return ("## The models\n\nBlocks: RWKV-7 + sparse attention × channels. Tokens are bytes. Time is that of the whole stage on "
+            "the machine it ran on.\n\n" + table(["", "", "blocks", "parameters", "tokens trained", "time"], rows))
+
+
+def needles(results, pictures):
+    parts = ["## Keys found\n\nExact match of greedy continuations, in percent (multi-value: the share of values named), and "
+             "the number of keys of each\nlength; depths from 0 to 100%."]
+    for grid in results.plan.recipe["evaluation"]["needles"]:
+        found = {name: results.needles(name, grid["name"]) for name in grid["models"]}
+        lengths = sorted({length for result in found.values() for length in result.lengths()})
+        where = {"books": "held-out books"}.get(grid.get("haystack"), grid.get("haystack", "noise"))
+        rows = []
+        for name, result in found.items():
+            cells = [percent(result.accuracy(length)) for length in lengths]
+            counts = {len(result.of(length)) for length in lengths} - {0}
+            worst = "" if not result else "{} at {}, {:.0f}%".format(percent(result.worst_cell()[0]),
+                                                                    tables.size(result.worst_cell()[1]),
+                                                                    100 * result.worst_cell()[2])
+            rows.append([f"`{name}`", *(cells or [MISSING]), "–".join(map(str, sorted(counts))) or MISSING, worst])
+        head = ["", *(map(tables.size, lengths) if lengths else [grid["lengths"]]), "keys", "worst length and depth"]
+        flags = " ".join(f"--{k} {v}" for k, v in grid["flags"].items())
+        parts.append(f"### {grid['title']}\n\n`{flags}`, in {where}.\n\n" + table(head, rows))
+        for folder in found[grid["models"][0]].folders:
+            picture = pictures.add(folder / "heatmap.svg", f"{grid['name']}-{folder.name}.svg",
+                                   f"{grid['title']} in {folder.name}, by length and depth")
+            if picture:
+                parts.append(picture)
+    return "\n\n".join(parts)
+
+
+def losses(results, pictures):
+    spec = results.plan.recipe["evaluation"]
+    names = spec["loss"]
+    short = {name: results.loss(name, "windows") for name in names}
+    long = {name: results.loss(name, "pieces") for name in names}
+    corpus = results.corpus() or {"compressed": {}}
+    pressed = corpus["compressed"]
+    head = ["", f"pieces of {tables.size(spec['held_out']['window'])}", f"pieces of {tables.size(spec['held_out']['piece'])}"]
+    rows = [[f"`{name}`", number(short[name].bits()), number(long[name].bits())] for name in names]
+    for name in ("gzip", "xz"):
+        rows.append([name, *(number(pressed.get(what, {}).get(name)) for what in ("windows", "pieces"))])
+    parts = ["## Bits per byte of the held-out texts\n\nEach piece is read by itself, from an empty state; gzip -9 and xz -9e "
+             "pack each piece by itself.\n\n" + table(head, rows)]
+    positions = sorted({(b, e) for loss in long.values() for b, e, *_ in loss.buckets()})
+    if positions:
+        known = [name for name in names if long[name]]
+        rows = []
+        for begin, end in positions:
+            cells = []
+            for name in known:
+                bits, error = next(((v, s) for b, _, v, s in long[name].buckets() if b == begin), (None, None))
+                cells.append(number(bits) + (f" ±{error:.4f}" if error is not None else ""))
+            rows.append([f"{tables.size(begin)} – {tables.size(end)}", *cells])
+        parts.append("By position, with the standard error over pieces:\n\n" +
+                     table(["bytes", *(f"`{name}`" for name in known)], rows))
+        parts.append(pictures.add(results.folders.out / "loss" / "pieces" / "loss.svg", "loss.svg", "Bits per byte by position"))
+    return "\n\n".join(part for part in parts if part)
+
+
+def speed(results):
+    parts = []
+    for name in results.plan.recipe["evaluation"]["speed"]["models"]:
+        rows = [[tables.size(r["context"]), f"{r['prefill_tokens_per_second']:.0f}", f"{r['decode_ms_median']:.3f}",
+                 f"{r['resident_bytes'] / 1e6:.0f} MB", f"{r['kv_file_bytes'] / 1e6:.0f} MB"]
+                for r in results.speed(name)]
+        parts.append(f"`{name}`:\n\n" + (table(["length", "reading, tokens/s", "decoding, ms a token", "resident",
+                                               "keys and values on disk"], rows) if rows else MISSING))
+    return "## Speed and memory\n\n" + "\n\n".join(parts)
+
+
+def ablations(results):
+    spec = results.plan.recipe.get("ablations")
+    if not spec:
+        return ""
+    rows = [[name, str(len(found)) if found else MISSING, *cells] for name, found, cells in results.ablations()]
+    lengths = results.ablation_lengths()
+    head = [f"pass keys at {tables.size(length)}" for length in lengths]
+    text = ("## Ablations\n\nShortened recipes (`scripts/recipes/`); percent of pass keys and bits "
+            "per byte of short pieces, as the mean over seeds (lowest\nto highest).\n\n" +
+            table(["", "seeds", *head, "bits per byte"], rows))
+    rows = [[name, *cells] for name, cells in results.inference()]
+    lengths = results.inference_lengths()
+    return text + (f"\n\n### At inference\n\nThe model `{results.plan.recipe['shipped']}` as it is, run differently:\n\n" +
+                   table(["", *(tables.size(length) for length in lengths)], rows))
+
+
+def samples(results):
+    parts = []
+    for name in results.plan.recipe["evaluation"]["samples"]["models"]:
+        for prompt, text in results.samples(name):
+            quoted = "\n".join("> " + line for line in (prompt + text).replace("\\", "\\\\").split("\n"))
+            parts.append(f"`{name}`, from `{prompt.strip()}` on:\n\n{quoted}")
+    spec = results.plan.recipe["evaluation"]["samples"]
+    return (f"## What they write\n\nThe first draw (seed {spec['seed']}, temperature {spec['temperature']}, top-p {spec['top-p']}), "
+            "not a chosen one.\n\n" + ("\n\n".join(parts) or MISSING))
+
+
+def commands(plan):
+    return ("## Doing it again\n\n```sh\nscripts/reproduce --list          # the stages\nscripts/reproduce                 # all of "
+            "them; stopped at any time, it goes on\nscripts/reproduce --only " + " ".join(plan.models) +
+            "\nscripts/reproduce --only evaluate\nscripts/reproduce --only ablations\n```")
+
+
+def model_card(plan, results):
+    name = plan.recipe["shipped"]
+    stage = plan.models[name]
+    info, training = results.info(stage), results.training(stage)
+    corpus = results.corpus()
+    trained = sorted(set(corpus["bytes"]) - set(corpus["held_out"])) if corpus else []
+    lines = [f"# {plan.recipe['name']}", "", "<!-- Written by scripts/reproduce. -->", "",
+             f"{stage.about}: {info['layers']} RWKV-7 and {info['sparse_blocks']} sparse blocks × {info['channels']} channels, "
+             f"{info['parameters'] / 1e6:.3f} million parameters in {info['bytes'] / 1e6:.1f} MB, tokens are bytes, chunks of "
+             f"{info['chunk_size']}, top-k {info['chunk_top_k']}." if info else MISSING, "",
+             "| | |", "|---|---|",
+             f"| trained on | {'generated text' if corpus and corpus['generated'] else ', '.join(trained) or MISSING}; generated "
+             f"retrieval text |", f"| never trained on | {', '.join(corpus['held_out']) if corpus else MISSING} |",
+             f"| tokens trained | {(training.last('tokens') or 0) / 1e6:.1f} M |",
+             f"| recipe | `scripts/recipes/{plan.recipe['models'][name].get('mixture', '')}`, `scripts/reproduce` |",
+             "| license | that of rwkvx; the texts are in the public domain in the USA |", "", "Numbers:", "",
+             table(["", "bound", "measured", "met"],
+                   [[t["about"], t["bound"], MISSING if t["value"] is None else t["shown"],
+                     MISSING if t["value"] is None else "yes" if t["met"] else "no"] for t in plan_targets(results)]), "",
+             "Limits: it was made to show retrieval at a small size. Its sentences look like English and mean little; it knows "
+             "nothing, follows no instructions, and finds what is stated in the ways of its training. `docs/reproduction.md` has "
+             "all tables.", ""]
+    return "\n".join(lines)
