@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import os
+import statistics
 import sys
 
 import numpy as np
@@ -29,6 +30,8 @@ def parse_arguments():
                    help='top-k chunk attention blocks of an RWKV-X; 0 makes a plain RWKV-7 (default %(default)s)')
     p.add_argument('--ranks', default='64,64,32,128', metavar='W,A,V,G',
                    help='ranks of the decay, learning-rate, value and gate matrices (default %(default)s)')
+    p.add_argument('--active-share', type=float, default=0.5, metavar='P',
+                   help='of the squared ReLUs that are not zero; trained models have some 0.1 (default %(default)s)')
     p.add_argument('--seed', type=int, default=0, help='same seed, same file (default %(default)s)')
     a = p.parse_args()
     try:
@@ -39,6 +42,8 @@ def parse_arguments():
         p.error(f'--channels must be a multiple of {HEAD}')
     if a.layers < 1 or a.vocab < 1 or min(a.ranks.values()) < 1:
         p.error('--layers, --vocab and --ranks must be positive')
+    if not 0 < a.active_share < 1:
+        p.error('--active-share must be between 0 and 1')
     if not 0 <= a.sparse_blocks <= a.layers:
         p.error('--sparse-blocks must be between 0 and --layers')
     return a
@@ -54,13 +59,19 @@ def tensors(a):
     def uniform(rng, n):
         return rng.random(n, np.float32)
 
-    def norm(name):
+    def norm(name, bias=0.0):
         yield name + '.weight', [c], normal(0.1, 1)
-        yield name + '.bias', [c], normal(0.1)
+        yield name + '.bias', [c], normal(0.1, bias)
+
+    # With inputs of mean 1, the mean of the keys moves what the ReLUs see: a variance of 1 comes from the mean,
+    # 2/3 from the shifted tokens.
+    lively = a.active_share == 0.5
+    ln2_bias = 0.0 if lively else 1.0
+    key_mean = 0.0 if lively else math.sqrt(5 / 3) * statistics.NormalDist().inv_cdf(a.active_share) / c
 
     def channel_mix(block):
         yield block + 'x_k', [1, 1, c], uniform
-        yield block + 'key.weight', [4 * c, c], normal(1 / math.sqrt(c))
+        yield block + 'key.weight', [4 * c, c], normal(1 / math.sqrt(c), key_mean)
         yield block + 'value.weight', [c, 4 * c], normal(0.5 / math.sqrt(c))
 
     def time_mix(block, first):
@@ -84,14 +95,15 @@ def tensors(a):
     yield prefix + 'emb.weight', [a.vocab, c], normal(1)
     for i in range(a.layers):
         block = f'{prefix}blocks.{i}.'
-        for name in (['ln0'] if i == 0 else []) + ['ln1', 'ln2']:
+        for name in (['ln0'] if i == 0 else []) + ['ln1']:
             yield from norm(block + name)
+        yield from norm(block + 'ln2', ln2_bias)
         yield from time_mix(block + 'att.', i == 0)
         yield from channel_mix(block + 'ffn.')
     for j in range(a.sparse_blocks):
         block = f'moba.{j}.'
-        for name in ('ln1', 'ln2'):
-            yield from norm(block + name)
+        yield from norm(block + 'ln1')
+        yield from norm(block + 'ln2', ln2_bias)
         for name in ('receptance', 'key', 'value', 'output'):
             # Sharper queries and keys, so that the attention and its gate prefer some chunks to others.
             sharp = 2 if name in ('receptance', 'key') else 1

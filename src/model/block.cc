@@ -1,6 +1,6 @@
 #include "model/block.h"
 
-#include "ops/training.h"
+#include "model/norm_backward.h"
 
 namespace rwkvx {
 namespace {
@@ -11,14 +11,7 @@ void half_backward(Ops& ops, const BlockWeights& w, const BlockGradients& dw, co
   const Arena::Scope scope(arena);
   const View d_normed = arena.take(ops.real(), d.shape());
   channel_mix_backward(ops, w.ffn, dw.ffn, batch, kept.ffn, around, d, d_normed, arena);
-  ops.training().layer_norm_backward({.x = kept.middle,
-                                      .gain = w.ln2.gain,
-                                      .eps = kNormEps,
-                                      .dy = d_normed,
-                                      .dx = d,
-                                      .add = true,
-                                      .dgain = dw.ln2.gain,
-                                      .dbias = dw.ln2.bias});
+  norm_backward(ops.training(), w.ln2, dw.ln2, kept.middle, d_normed, d, true);
 }
 
 }  // namespace
@@ -73,14 +66,7 @@ void rwkv_block_backward(Ops& ops, const RwkvBlockWeights& w, const RwkvBlockGra
   const View d_normed = arena.take(ops.real(), d.shape());
   time_mix_backward(ops, w.att, dw.att, batch, first_block, kept.att, around.att, d, dv_first, d_normed,
                     arena);
-  ops.training().layer_norm_backward({.x = kept.x,
-                                      .gain = w.ln1.gain,
-                                      .eps = kNormEps,
-                                      .dy = d_normed,
-                                      .dx = d,
-                                      .add = true,
-                                      .dgain = dw.ln1.gain,
-                                      .dbias = dw.ln1.bias});
+  norm_backward(ops.training(), w.ln1, dw.ln1, kept.x, d_normed, d, true);
 }
 
 }  // namespace rwkvx

@@ -32,6 +32,7 @@ struct TensorSpec {
   std::string name;
   Shape shape;
   Role role;
+  bool sparse_input = false;  ///< what it is multiplied with is zero in most places: squared ReLUs
 };
 
 /// The shape that RWKV-LM and RWKV-X checkpoints give a tensor.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "model/norm_backward.h"
 #include "ops/training.h"
 
 namespace rwkvx {
@@ -372,14 +373,7 @@ void SparseTrainingBlock::backward(const TrainingRows& rows, const SparseBlockWe
   }
   const View d_normed = rows.arena.take(rows.ops.real(), all);
   sparse_attention_backward(rows.ops, w.att, dw.att, attention_, gate, d_read, d_normed, rows.arena);
-  training.layer_norm_backward({.x = x_,
-                                .gain = w.ln1.gain,
-                                .eps = kNormEps,
-                                .dy = d_normed,
-                                .dx = d,
-                                .add = true,
-                                .dgain = dw.ln1.gain,
-                                .dbias = dw.ln1.bias});
+  norm_backward(training, w.ln1, dw.ln1, x_, d_normed, d, true);
 }
 
 }  // namespace rwkvx

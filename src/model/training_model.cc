@@ -6,6 +6,7 @@
 #include <random>
 
 #include "base/error.h"
+#include "model/norm_backward.h"
 #include "ops/training.h"
 #include "tensor/convert.h"
 
@@ -270,13 +271,7 @@ TrainingResult TrainingModel::forward_backward(const TrainingBatch& batch, const
     RowScores scores = head(pass, normed, weights, divisor, options.l2wrap, d_normed);
     result.losses = std::move(scores.losses);
     result.hits = std::move(scores.hits);
-    training.layer_norm_backward({.x = pass.rows.x,
-                                  .gain = w.ln_out.gain,
-                                  .eps = kNormEps,
-                                  .dy = d_normed,
-                                  .dx = d,
-                                  .dgain = dw.ln_out.gain,
-                                  .dbias = dw.ln_out.bias});
+    norm_backward(training, w.ln_out, dw.ln_out, pass.rows.x, d_normed, d, false);
     for (size_t i = 0; i < result.losses.size(); ++i) {
       if (batch.targets[i] < 0) continue;
       const auto loss = static_cast<double>(result.losses[i]);
@@ -293,13 +288,7 @@ TrainingResult TrainingModel::forward_backward(const TrainingBatch& batch, const
   blocks_backward(pass, options, d, result);
   if (!embedding_) return result;
   ops().embed(pass.tokens, w.embedding, pass.rows.x);
-  training.layer_norm_backward({.x = pass.rows.x,
-                                .gain = w.ln0.gain,
-                                .eps = kNormEps,
-                                .dy = d,
-                                .dx = d,
-                                .dgain = dw.ln0.gain,
-                                .dbias = dw.ln0.bias});
+  norm_backward(training, w.ln0, dw.ln0, pass.rows.x, d, d, false);
   if (dw.embedding) training.embed_backward(pass.tokens, d, dw.embedding);
   return result;
 }

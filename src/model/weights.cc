@@ -99,7 +99,7 @@ LoadedWeights::LoadedWeights(std::shared_ptr<const Checkpoint> checkpoint, Ops& 
     if (not_finite.empty() && count_not_finite(data) > 0) not_finite = spec.name;
     if constexpr (std::is_same_v<std::decay_t<decltype(slot)>, Matrix>) {
       try {
-        slot = ops.prepare(data);
+        slot = ops.prepare(data, spec.sparse_input);
       } catch (const Error& error) {
         fail("{}: tensor {}: {}", file, checkpoint_->file_name_of(spec.name), error.what());
       }

@@ -84,7 +84,7 @@ struct ModelSlots {
   static void channel_mix(const std::string& prefix, Slots& slots, const ModelConfig& c, Visit& visit) {
     visit(TensorSpec{prefix + "x_k", {c.channels}, Role::mix}, slots.x_k);
     visit(TensorSpec{prefix + "key.weight", {c.ffn, c.channels}, Role::projection}, slots.key);
-    visit(TensorSpec{prefix + "value.weight", {c.channels, c.ffn}, Role::projection}, slots.value);
+    visit(TensorSpec{prefix + "value.weight", {c.channels, c.ffn}, Role::projection, true}, slots.value);
   }
   template <typename Slots, typename Visit>
   static void projections(const std::string& prefix, Slots& slots, const ModelConfig& c, Visit& visit) {

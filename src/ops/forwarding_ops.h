@@ -15,7 +15,8 @@ class ForwardingOps : public Ops {
   Precision precision() const override { return to_->precision(); }
   Allocator& allocator() override { return to_->allocator(); }
   DType active() const override { return to_->active(); }
-  Matrix prepare(ConstView weight) override { return to_->prepare(weight); }
+  using Ops::prepare;
+  Matrix prepare(ConstView weight, bool sparse_input) override { return to_->prepare(weight, sparse_input); }
   void embed(std::span<const int32_t> tokens, ConstView table, View y) override {
     to_->embed(tokens, table, y);
   }

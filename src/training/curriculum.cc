@@ -1,5 +1,6 @@
 #include "training/curriculum.h"
 
+#include <algorithm>
 #include <charconv>
 
 #include "base/error.h"
@@ -62,6 +63,15 @@ size_t phase_at(const std::vector<Phase>& phases, int64_t step) {
   size_t at = 0;
   while (at + 1 < phases.size() && step >= phases[at + 1].begin) ++at;
   return at;
+}
+
+int64_t tokens_before(const std::vector<Phase>& phases, int64_t step) {
+  int64_t tokens = 0;
+  for (size_t i = 0; i < phases.size() && phases[i].begin < step; ++i) {
+    const int64_t end = i + 1 < phases.size() ? std::min(step, phases[i + 1].begin) : step;
+    tokens += (end - phases[i].begin) * phases[i].batch * phases[i].context;
+  }
+  return tokens;
 }
 
 }  // namespace rwkvx

@@ -26,4 +26,7 @@ std::vector<Phase> phases_of(const TrainConfig& config, const std::vector<Mixtur
 /// The index of the phase that step `step`, from 0, belongs to.
 size_t phase_at(const std::vector<Phase>& phases, int64_t step);
 
+/// Tokens of one batch of each of the steps before `step`.
+int64_t tokens_before(const std::vector<Phase>& phases, int64_t step);
+
 }  // namespace rwkvx

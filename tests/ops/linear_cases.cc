@@ -27,6 +27,7 @@ struct Product {
   Type y = kReal;
   Activation activation = Activation::none;
   bool add = false;
+  double zeros = 0;  ///< share of x, announced to prepare()
 };
 
 /// One call of linear() with one or several products of the same number of rows.
@@ -40,8 +41,9 @@ struct LinearCase final : OpCase {
   std::string describe() const override {
     std::string text = fmt::format("linear R={}", rows);
     for (const Product& p : products) {
-      text += fmt::format(" [{}→{} {} {}{}{}]", p.in, p.out, name(p.weight), name_of(p.activation),
-                          p.add ? " add" : "", p.y.kind == Type::Kind::active ? " active" : "");
+      text += fmt::format(" [{}→{} {} {}{}{}{}]", p.in, p.out, name(p.weight), name_of(p.activation),
+                          p.add ? " add" : "", p.y.kind == Type::Kind::active ? " active" : "",
+                          p.zeros > 0 ? fmt::format(" {} zeros", p.zeros) : "");
     }
     return text;
   }
@@ -54,12 +56,15 @@ struct LinearCase final : OpCase {
       // Results of deviation ~ 1, where the activations bend.
       const double deviation = 1 / std::sqrt(static_cast<double>(p.in));
       matrices.push_back(run.ops().prepare(
-          run.input(fmt::format("w{}", i), fixed(p.weight), {p.out, p.in}, normal(deviation))));
+          run.input(fmt::format("w{}", i), fixed(p.weight), {p.out, p.in}, normal(deviation)), p.zeros > 0));
     }
     for (size_t i = 0; i < products.size(); ++i) {
       const Product& p = products[i];
       LinearCall call;
-      call.x = run.input(fmt::format("x{}", i), kActive, {rows, p.in}, normal());
+      call.x = run.input(fmt::format("x{}", i), kActive, {rows, p.in}, [&](Random& random) {
+        const double value = random.normal();
+        return p.zeros > 0 && random.uniform() < p.zeros ? 0 : value;
+      });
       call.w = &matrices[i];
       const std::string y = fmt::format("y{}", i);
       call.y = p.add ? run.inout(y, p.y, {rows, p.out}, normal()) : run.output(y, p.y, {rows, p.out});
@@ -152,6 +157,18 @@ Cases linear_cases(Precision precision) {
                {768, 192, DType::bf16, kReal, Activation::none, true},
                {192, 5, DType::bf16, kReal, Activation::sigmoid}});
   }
+  // Sparse inputs: of one row, those that are not zero choose what is read.
+  for (const DType weight : {DType::f32, DType::bf16, DType::f16, DType::q8_0}) {
+    for (const int64_t rows : {1, 2, 40}) {
+      add(rows, {{256, 64, weight, kReal, Activation::none, true, 0.5}});
+      add(rows, {{768, 192, weight, kReal, Activation::none, true, 0.9}, {192, 130, DType::bf16}});
+    }
+    add(1, {{3072, 768, weight, kReal, Activation::none, true, 0.5}});
+    add(1, {{160, 640, weight, kActive, Activation::tanh, false, 0.7}});
+    add(1, {{64, 1088, weight, kReal, Activation::none, true, 1}});
+    add(1, {{64, 63, weight, kReal, Activation::none, true, 0.5}});
+  }
+  add(1, {{33, 128, DType::bf16, kReal, Activation::none, true, 0.01}});
   // Wide enough for blocks of converted weights.
   if (precision == Precision::f32) add(9, {{768, 3000, DType::bf16}, {768, 3000, DType::f16}});
   return cases;

@@ -46,6 +46,10 @@ TEST(Curriculum, PhasesSayWhatIsTheirs) {
   EXPECT_EQ(phases[0].lr, 2e-3);
   EXPECT_EQ(phases[1].context, 100);
   EXPECT_EQ(phases[1].batch, 8);
+  EXPECT_EQ(tokens_before(phases, 0), 0);
+  EXPECT_EQ(tokens_before(phases, 3), 3 * 30 * 3);
+  EXPECT_EQ(tokens_before(phases, 5), 5 * 30 * 3);
+  EXPECT_EQ(tokens_before(phases, 7), 5 * 30 * 3 + 2 * 100 * 8);
   EXPECT_EQ(phases_of(config, {}).size(), 1u);
 }
 

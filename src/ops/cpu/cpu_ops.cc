@@ -34,14 +34,15 @@ class CpuOps final : public Ops {
   Allocator& allocator() override { return host_allocator(); }
   int threads() const override { return pool_.threads(); }
 
-  Matrix prepare(ConstView weight) override {
+  using Ops::prepare;
+  Matrix prepare(ConstView weight, bool sparse_input) override {
     RWKVX_ASSERT(weight.shape().rank() == 2);
     const DType type = weight.dtype();
     if (type != DType::f32 && type != DType::bf16 && type != DType::f16 && !is_computable(type)) {
       fail("the cpu backend cannot multiply with {} weights; convert them to f32, bf16, f16 or q8_0",
            rwkvx::name(type));
     }
-    return linear_.prepare(weight);
+    return linear_.prepare(weight, sparse_input);
   }
 
   void embed(std::span<const int32_t> tokens, ConstView table, View y) override {

@@ -1,5 +1,7 @@
 #include "ops/cpu/linear.h"
 
+#include <variant>
+
 #include "base/assert.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/linear_decode.h"
@@ -8,14 +10,39 @@
 namespace rwkvx::cpu {
 namespace {
 
+/// Matrix::prepared.
+using Prepared = std::variant<PackedBlocks, InputMajor>;
+
+template <typename Form>
+const Form* form(const LinearCall& call) {
+  return call.w->prepared ? std::get_if<Form>(static_cast<const Prepared*>(call.w->prepared.get())) : nullptr;
+}
+const PackedBlocks* by_bytes(const LinearCall& call) { return form<PackedBlocks>(call); }
+
+/// Up to this share of inputs that are not zero, reading their weights alone is faster than reading all in
+/// order. Measured, see docs/decisions/0011.
+constexpr double kSparse = 0.33;
+
 int64_t padded(const LinearCall& call) { return (call.w->in() + kPadding - 1) / kPadding * kPadding; }
-int64_t blocks(const LinearCall& call) { return (call.w->out() + kOutBlock - 1) / kOutBlock; }
+
+void run_tile(const LinearCall& call, const InputMajor& w, const NonZero& x, int64_t tile) {
+  alignas(64) float sums[kMostTile];
+  sum_inputs(w, tile, x, sums);
+  for (int64_t o = 0; o < w.width(tile); o += kOutBlock) {
+    finish_few_rows(call, 0, 1, tile * w.tile + o, kOutBlock, sums + o);
+  }
+}
 
 }  // namespace
 
-Matrix Linear::prepare(ConstView weight) {
-  if (!bytes_ || !is_quantised(weight.dtype())) return {weight, nullptr};
-  return {weight, std::make_shared<PackedBlocks>(pack_blocks(weight, pool_))};
+Matrix Linear::prepare(ConstView weight, bool sparse_input) {
+  if (bytes_ && is_quantised(weight.dtype())) {
+    return {weight, std::make_shared<Prepared>(pack_blocks(weight, pool_))};
+  }
+  if (sparse_input && can_be_input_major(weight)) {
+    return {weight, std::make_shared<Prepared>(input_major(weight, pool_))};
+  }
+  return {weight, nullptr};
 }
 
 /// Measured: up to here the weights are better read by our own kernels than by oneDNN, which first copies
@@ -25,18 +52,37 @@ bool Linear::few(const LinearCall& call) const {
   return call.x.dim(0) <= (call.w->weight.dtype() == DType::f32 ? 8 : 32);
 }
 
-bool Linear::by_bytes(const LinearCall& call) const { return call.w->prepared != nullptr; }
-
 bool Linear::by_bf16_dot(const LinearCall& call) const {
   return bf16_dot_ && call.x.dtype() == DType::bf16 && call.w->weight.dtype() == DType::bf16;
 }
 
-int64_t Linear::spread_elements(const LinearCall& call) const {
+int64_t Linear::input_elements(const LinearCall& call) const {
   if (by_bytes(call)) {
     const auto floats = static_cast<int64_t>(sizeof(InputBlock) / sizeof(float));
     return (call.x.elements() / 32 * floats + kPadding - 1) / kPadding * kPadding;
   }
-  return by_bf16_dot(call) ? 0 : call.x.dim(0) * padded(call);
+  const int64_t spread = by_bf16_dot(call) ? 0 : call.x.dim(0) * padded(call);
+  return spread + (call.x.dim(0) == 1 && form<InputMajor>(call) ? non_zero_elements(call.w->in()) : 0);
+}
+
+/// Brings x into the form that the kernel wants.
+Linear::FewRows Linear::few_rows(const LinearCall& call, float* memory) const {
+  FewRows few{&call, memory, (call.w->out() + kOutBlock - 1) / kOutBlock};
+  if (by_bytes(call)) {
+    quantise_input(call, reinterpret_cast<InputBlock*>(memory));
+    return few;
+  }
+  if (const auto* w = form<InputMajor>(call); w != nullptr && call.x.dim(0) == 1) {
+    few.non_zero = find_non_zero(call.x, memory);
+    if (static_cast<double>(few.non_zero.count) <= kSparse * static_cast<double>(w->in)) {
+      few.tiles = w;
+      few.tasks = w->tiles();
+      return few;
+    }
+    few.x += non_zero_elements(w->in);
+  }
+  if (!by_bf16_dot(call)) spread_input(call, padded(call), few.x);
+  return few;
 }
 
 void Linear::run(std::span<const LinearCall> calls) {
@@ -57,31 +103,25 @@ void Linear::run_few(std::span<const LinearCall> calls) {
   int64_t elements = 0, tasks = 0;
   uint64_t weight_bytes = 0;
   for (const LinearCall& call : calls) {
-    if (!few(call)) continue;
-    elements += spread_elements(call);
-    tasks += blocks(call);
-    weight_bytes += call.w->weight.bytes();
+    if (few(call)) elements += input_elements(call);
   }
-  if (tasks == 0) return;
-  float* inputs = inputs_.take<float>(elements);
-  float* input = inputs;
+  float* input = inputs_.take<float>(elements);
+  few_.clear();
   for (const LinearCall& call : calls) {
-    if (!few(call) || by_bf16_dot(call)) continue;
-    if (by_bytes(call)) {
-      quantise_input(call, reinterpret_cast<InputBlock*>(input));
-    } else {
-      spread_input(call, padded(call), input);
-    }
-    input += spread_elements(call);
+    if (!few(call)) continue;
+    few_.push_back(few_rows(call, input));
+    input += input_elements(call);
+    tasks += few_.back().tasks;
+    weight_bytes += call.w->weight.bytes();
   }
   constexpr uint64_t kWorthThreads = 256 << 10;  // bytes: some 10 µs of one core
   const auto run_task = [&](int64_t task, int thread) {
-    const float* x = inputs;
-    for (const LinearCall& call : calls) {
-      if (!few(call)) continue;
-      if (task < blocks(call)) return run_block(call, x, task * kOutBlock, thread);
-      task -= blocks(call);
-      x += spread_elements(call);
+    for (const FewRows& one : few_) {
+      if (task < one.tasks) {
+        if (one.tiles) return run_tile(*one.call, *one.tiles, one.non_zero, task);
+        return run_block(*one.call, one.x, task * kOutBlock, thread);
+      }
+      task -= one.tasks;
     }
   };
   if (weight_bytes >= kWorthThreads) return pool_.run(tasks, run_task);
@@ -105,8 +145,7 @@ void Linear::run_block(const LinearCall& call, const float* x, int64_t first, in
     const int64_t rows = std::min(kFewRows, call.x.dim(0) - row);
     if (by_bytes(call)) {
       const auto* blocks = reinterpret_cast<const InputBlock*>(x) + row * call.w->in() / 32;
-      dot_few_rows_quantised(*static_cast<const PackedBlocks*>(call.w->prepared.get()), first, blocks, rows,
-                             sums);
+      dot_few_rows_quantised(*by_bytes(call), first, blocks, rows, sums);
     } else if (by_bf16_dot(call)) {
       dot_few_rows_bf16(call.w->weight, first, outs, call.x.rows(row, rows).as<BFloat16>(), rows, sums);
     } else {

@@ -5,6 +5,8 @@
 
 #include "ops/cpu/linear_decode.h"
 #include "ops/cpu/linear_prefill.h"
+#include "ops/cpu/linear_sparse.h"
+#include "ops/cpu/packed_blocks.h"
 #include "ops/cpu/scratch.h"
 #include "ops/ops.h"
 
@@ -20,17 +22,25 @@ class Linear {
         bf16_dot_(has_bf16_dot()),
         many_rows_(pool),
         blocks_(static_cast<size_t>(pool.threads())) {}
-  /// Packs quantised weights where they are multiplied with bytes.
-  Matrix prepare(ConstView weight);
+  /// Packs quantised weights where they are multiplied with bytes, and turns those of sparse inputs.
+  Matrix prepare(ConstView weight, bool sparse_input);
   void run(std::span<const LinearCall> calls);
 
  private:
+  /// A product of few rows.
+  struct FewRows {
+    const LinearCall* call;
+    float* x;       ///< in the form that the kernel wants; bf16 products take it as it is
+    int64_t tasks;  ///< blocks of outputs, or tiles
+    const InputMajor* tiles = nullptr;  ///< only the weights of non_zero are read
+    NonZero non_zero{};
+  };
   void run_few(std::span<const LinearCall> calls);
+  FewRows few_rows(const LinearCall& call, float* memory) const;
   void run_block(const LinearCall& call, const float* x, int64_t first, int thread);
   bool few(const LinearCall& call) const;
   bool by_bf16_dot(const LinearCall& call) const;
-  bool by_bytes(const LinearCall& call) const;
-  int64_t spread_elements(const LinearCall& call) const;
+  int64_t input_elements(const LinearCall& call) const;
 
   ThreadPool& pool_;
   bool bytes_, bf16_dot_;
@@ -38,6 +48,7 @@ class Linear {
   Scratch inputs_;
   std::vector<Scratch> blocks_;  // of quantised weights as float32, one for each thread
   std::vector<const LinearCall*> many_;
+  std::vector<FewRows> few_;
 };
 
 }  // namespace rwkvx::cpu

@@ -44,7 +44,8 @@ class ReferenceOps final : public Ops {
   Precision precision() const override { return precision_; }
   Allocator& allocator() override { return host_allocator(); }
 
-  Matrix prepare(ConstView weight) override {
+  using Ops::prepare;
+  Matrix prepare(ConstView weight, bool) override {
     RWKVX_ASSERT(weight.shape().rank() == 2);
     if (is_computable(weight.dtype())) {
       auto values = std::make_shared<Buffer>(DType::f32, weight.shape());

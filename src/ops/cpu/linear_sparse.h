@@ -1,0 +1,41 @@
+#pragma once
+
+#include "ops/cpu/thread_pool.h"
+#include "ops/ops.h"
+
+/// Products of one row that is zero in most places, as squared ReLUs are: the weights of a zero are not read.
+namespace rwkvx::cpu {
+
+inline constexpr int64_t kMostTile = 512;  ///< outputs
+
+/// A matrix [out, in] in the order that this needs: tiles of outputs, in each the weights of one input after
+/// those of another, [out / tile][in][tile] (the last tile may be narrower, and is as wide as it is). In bf16, of
+/// every 32 outputs the i-th and the (16 + i)-th are neighbours: one 32-bit lane holds both.
+struct InputMajor {
+  DType type = DType::f32;
+  int64_t in = 0, out = 0, tile = 0;
+  Buffer memory;
+
+  int64_t tiles() const { return (out + tile - 1) / tile; }
+  int64_t width(int64_t t) const { return std::min(tile, out - t * tile); }
+};
+
+/// False where the type is none of f32, bf16 and f16, or outputs are no multiple of 64.
+bool can_be_input_major(const ConstView& weight);
+InputMajor input_major(const ConstView& weight, ThreadPool& pool);
+
+/// The inputs of a row that are not zero (NaN is none), in order.
+struct NonZero {
+  int64_t count;
+  int32_t* indices;  ///< [in]
+  float* values;     ///< [in]
+};
+/// Floats of memory that find_non_zero() needs for `in` inputs, a multiple of kPadding.
+int64_t non_zero_elements(int64_t in);
+/// Of x [1, in]. `memory` is 64-byte aligned.
+NonZero find_non_zero(const ConstView& x, float* memory);
+
+/// sums [w.width(tile)] = Σ values · weights. `sums` holds kMostTile floats.
+void sum_inputs(const InputMajor& w, int64_t tile, const NonZero& x, float* sums);
+
+}  // namespace rwkvx::cpu
