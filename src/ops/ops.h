@@ -157,8 +157,8 @@ class Ops {
   /// What products take; a backend may answer f32 in bf16 precision where the processor has no bf16 products.
   virtual DType active() const { return precision() == Precision::bf16 ? DType::bf16 : real(); }
 
-  /// Makes a weight [out, in] ready for linear(); it must not change afterwards where `sparse_input`, which says
-  /// that most values of x will be exactly zero. Errors: a type that the backend cannot multiply with.
+  /// Makes a weight [out, in] ready for linear(); it must not change afterwards where `sparse_input`, which
+  /// says that most values of x will be exactly zero. Errors: a type that the backend cannot multiply with.
   virtual Matrix prepare(ConstView weight, bool sparse_input) = 0;
   Matrix prepare(ConstView weight) { return prepare(weight, false); }
 

@@ -96,7 +96,9 @@ class Trainer::Impl {
       const Clock::time_point end = Clock::now();
       r.tokens_per_second = static_cast<double>(tokens_of_step_) / std::max(1e-9, seconds(end - begin));
       // Phases differ in the tokens of a step.
-      const auto tokens = [&](int64_t step) { return static_cast<double>(tokens_before(data.phases(), step)); };
+      const auto tokens = [&](int64_t step) {
+        return static_cast<double>(tokens_before(data.phases(), step));
+      };
       const double each = (seconds(end - start) - evaluating) / (tokens(progress.step) - tokens(first));
       r.seconds_left = each * (tokens(config.steps) - tokens(progress.step));
       const bool last = progress.step == config.steps;

@@ -1,8 +1,10 @@
 #include <algorithm>
+#include <cstring>
 
 #include "base/assert.h"
 #include "ops/cpu/linear_decode.h"
 #include "ops/cpu/linear_sparse.h"
+#include "tensor/blocks.h"
 #include "tensor/half.h"
 
 namespace rwkvx::cpu {
@@ -22,14 +24,29 @@ int64_t place(int64_t o) {
   return o - i + 2 * (i % (kStep / 2)) + i / (kStep / 2);
 }
 
+/// Inputs first … first + kSquare of tile t.
 template <typename T>
-void turn(const T* weight, const InputMajor& to, int64_t t, int64_t first, T* memory) {
+void turn(const ConstView& weight, const InputMajor& to, int64_t t, int64_t first, std::byte* tile) {
   const int64_t width = to.width(t), last = std::min(to.in, first + kSquare);
-  T* tile = memory + t * to.tile * to.in;
   for (int64_t o = 0; o < width; ++o) {
-    const T* row = weight + (t * to.tile + o) * to.in;
-    T* column = tile + place<T>(o);
+    const T* row = weight.as<T>() + (t * to.tile + o) * to.in;
+    T* column = reinterpret_cast<T*>(tile) + place<T>(o);
     for (int64_t i = first; i < last; ++i) column[i * width] = row[i];
+  }
+}
+
+void turn_q8_0(const ConstView& weight, const InputMajor& to, int64_t t, int64_t first, std::byte* tile) {
+  constexpr int64_t kBlock = 32;
+  const int64_t width = to.width(t), blocks = to.in / kBlock;
+  const int64_t last = std::min(blocks, (first + kSquare) / kBlock);
+  const auto* from = static_cast<const BlockQ8_0*>(weight.data());
+  for (int64_t o = 0; o < width; ++o) {
+    const BlockQ8_0* row = from + (t * to.tile + o) * blocks;
+    for (int64_t b = first / kBlock; b < last; ++b) {
+      std::byte* block = tile + b * width * static_cast<int64_t>(sizeof(BlockQ8_0));
+      for (int64_t i = 0; i < kBlock; ++i) block[i * width + o] = static_cast<std::byte>(row[b].q[i]);
+      std::memcpy(block + kBlock * width + 2 * o, &row[b].d, 2);
+    }
   }
 }
 
@@ -37,7 +54,8 @@ void turn(const T* weight, const InputMajor& to, int64_t t, int64_t first, T* me
 
 bool can_be_input_major(const ConstView& weight) {
   const DType type = weight.dtype();
-  return (type == DType::f32 || type == DType::bf16 || type == DType::f16) && weight.dim(0) % 64 == 0;
+  const bool known = type == DType::f32 || type == DType::bf16 || type == DType::f16 || type == DType::q8_0;
+  return known && weight.dim(0) % 64 == 0;
 }
 
 InputMajor input_major(const ConstView& weight, ThreadPool& pool) {
@@ -49,19 +67,21 @@ InputMajor input_major(const ConstView& weight, ThreadPool& pool) {
   // Wide, or hardware that fetches ahead would read what is skipped; enough of them for all threads.
   const int64_t share = (to.out / pool.threads() + 63) / 64 * 64;
   to.tile = std::min(std::clamp<int64_t>(share, 128, kMostTile), to.out);
-  to.memory = Buffer(to.type, weight.shape());
+  to.memory = Buffer(DType::u8, {static_cast<int64_t>(weight.bytes())});
+  auto* memory = static_cast<std::byte*>(to.memory.view().data());
   const int64_t parts = (to.in + kSquare - 1) / kSquare;
   pool.run(to.tiles() * parts, [&](int64_t task, int) {
-    const auto run = [&]<typename T>(T) {
-      turn(weight.as<T>(), to, task / parts, task % parts * kSquare, to.memory.view().as<T>());
-    };
+    const int64_t t = task / parts, first = task % parts * kSquare;
+    std::byte* tile = memory + bytes_of(to.type, t * to.tile * to.in);
     switch (to.type) {
       case DType::f32:
-        return run(0.0f);
+        return turn<float>(weight, to, t, first, tile);
       case DType::bf16:
-        return run(BFloat16());
+        return turn<BFloat16>(weight, to, t, first, tile);
+      case DType::f16:
+        return turn<Float16>(weight, to, t, first, tile);
       default:
-        return run(Float16());
+        return turn_q8_0(weight, to, t, first, tile);
     }
   });
   return to;

@@ -1,6 +1,6 @@
 #include "ops/cpu/linear.h"
 
-#include <variant>
+#include <optional>
 
 #include "base/assert.h"
 #include "ops/cpu/kernels.h"
@@ -11,13 +11,23 @@ namespace rwkvx::cpu {
 namespace {
 
 /// Matrix::prepared.
-using Prepared = std::variant<PackedBlocks, InputMajor>;
+struct Prepared {
+  std::optional<PackedBlocks> blocks;
+  std::optional<InputMajor> inputs;
+};
 
-template <typename Form>
-const Form* form(const LinearCall& call) {
-  return call.w->prepared ? std::get_if<Form>(static_cast<const Prepared*>(call.w->prepared.get())) : nullptr;
+const Prepared* prepared(const LinearCall& call) {
+  return static_cast<const Prepared*>(call.w->prepared.get());
 }
-const PackedBlocks* by_bytes(const LinearCall& call) { return form<PackedBlocks>(call); }
+const PackedBlocks* by_bytes(const LinearCall& call) {
+  const Prepared* p = prepared(call);
+  return p && p->blocks ? &*p->blocks : nullptr;
+}
+/// For one row of which most values may be zero.
+const InputMajor* by_inputs(const LinearCall& call) {
+  const Prepared* p = prepared(call);
+  return p && p->inputs && call.x.dim(0) == 1 ? &*p->inputs : nullptr;
+}
 
 /// Up to this share of inputs that are not zero, reading their weights alone is faster than reading all in
 /// order. Measured, see docs/decisions/0011.
@@ -36,13 +46,11 @@ void run_tile(const LinearCall& call, const InputMajor& w, const NonZero& x, int
 }  // namespace
 
 Matrix Linear::prepare(ConstView weight, bool sparse_input) {
-  if (bytes_ && is_quantised(weight.dtype())) {
-    return {weight, std::make_shared<Prepared>(pack_blocks(weight, pool_))};
-  }
-  if (sparse_input && can_be_input_major(weight)) {
-    return {weight, std::make_shared<Prepared>(input_major(weight, pool_))};
-  }
-  return {weight, nullptr};
+  Prepared made;
+  if (bytes_ && is_quantised(weight.dtype())) made.blocks = pack_blocks(weight, pool_);
+  if (sparse_input && can_be_input_major(weight)) made.inputs = input_major(weight, pool_);
+  if (!made.blocks && !made.inputs) return {weight, nullptr};
+  return {weight, std::make_shared<Prepared>(std::move(made))};
 }
 
 /// Measured: up to here the weights are better read by our own kernels than by oneDNN, which first copies
@@ -57,22 +65,18 @@ bool Linear::by_bf16_dot(const LinearCall& call) const {
 }
 
 int64_t Linear::input_elements(const LinearCall& call) const {
+  const int64_t listed = by_inputs(call) ? non_zero_elements(call.w->in()) : 0;
   if (by_bytes(call)) {
     const auto floats = static_cast<int64_t>(sizeof(InputBlock) / sizeof(float));
-    return (call.x.elements() / 32 * floats + kPadding - 1) / kPadding * kPadding;
+    return listed + (call.x.elements() / 32 * floats + kPadding - 1) / kPadding * kPadding;
   }
-  const int64_t spread = by_bf16_dot(call) ? 0 : call.x.dim(0) * padded(call);
-  return spread + (call.x.dim(0) == 1 && form<InputMajor>(call) ? non_zero_elements(call.w->in()) : 0);
+  return listed + (by_bf16_dot(call) ? 0 : call.x.dim(0) * padded(call));
 }
 
 /// Brings x into the form that the kernel wants.
 Linear::FewRows Linear::few_rows(const LinearCall& call, float* memory) const {
   FewRows few{&call, memory, (call.w->out() + kOutBlock - 1) / kOutBlock};
-  if (by_bytes(call)) {
-    quantise_input(call, reinterpret_cast<InputBlock*>(memory));
-    return few;
-  }
-  if (const auto* w = form<InputMajor>(call); w != nullptr && call.x.dim(0) == 1) {
+  if (const InputMajor* w = by_inputs(call)) {
     few.non_zero = find_non_zero(call.x, memory);
     if (static_cast<double>(few.non_zero.count) <= kSparse * static_cast<double>(w->in)) {
       few.tiles = w;
@@ -81,7 +85,11 @@ Linear::FewRows Linear::few_rows(const LinearCall& call, float* memory) const {
     }
     few.x += non_zero_elements(w->in);
   }
-  if (!by_bf16_dot(call)) spread_input(call, padded(call), few.x);
+  if (by_bytes(call)) {
+    quantise_input(call, reinterpret_cast<InputBlock*>(few.x));
+  } else if (!by_bf16_dot(call)) {
+    spread_input(call, padded(call), few.x);
+  }
   return few;
 }
 

@@ -30,8 +30,8 @@ class Linear {
   /// A product of few rows.
   struct FewRows {
     const LinearCall* call;
-    float* x;       ///< in the form that the kernel wants; bf16 products take it as it is
-    int64_t tasks;  ///< blocks of outputs, or tiles
+    float* x;                           ///< in the form that the kernel wants; bf16 products take it as it is
+    int64_t tasks;                      ///< blocks of outputs, or tiles
     const InputMajor* tiles = nullptr;  ///< only the weights of non_zero are read
     NonZero non_zero{};
   };

@@ -9,18 +9,22 @@ namespace rwkvx::cpu {
 inline constexpr int64_t kMostTile = 512;  ///< outputs
 
 /// A matrix [out, in] in the order that this needs: tiles of outputs, in each the weights of one input after
-/// those of another, [out / tile][in][tile] (the last tile may be narrower, and is as wide as it is). In bf16, of
-/// every 32 outputs the i-th and the (16 + i)-th are neighbours: one 32-bit lane holds both.
+/// those of another, [out / tile][in][tile] (the last tile may be narrower, and is as wide as it is). In
+/// bf16, of every 32 outputs the i-th and the (16 + i)-th are neighbours: one 32-bit lane holds both. In q8_0
+/// the bytes of 32 inputs are followed by their scales, f16: [out / tile][in / 32]([32][tile], [tile]).
 struct InputMajor {
   DType type = DType::f32;
   int64_t in = 0, out = 0, tile = 0;
-  Buffer memory;
+  Buffer memory;  ///< bytes
 
   int64_t tiles() const { return (out + tile - 1) / tile; }
   int64_t width(int64_t t) const { return std::min(tile, out - t * tile); }
+  const std::byte* at(int64_t t) const {
+    return static_cast<const std::byte*>(memory.view().data()) + bytes_of(type, t * tile * in);
+  }
 };
 
-/// False where the type is none of f32, bf16 and f16, or outputs are no multiple of 64.
+/// False where the type is none of f32, bf16, f16 and q8_0, or outputs are no multiple of 64.
 bool can_be_input_major(const ConstView& weight);
 InputMajor input_major(const ConstView& weight, ThreadPool& pool);
 
