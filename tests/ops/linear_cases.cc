@@ -159,8 +159,8 @@ Cases linear_cases(Precision precision) {
   }
   // Sparse inputs: of one row, those that are not zero choose what is read.
   for (const DType weight : {DType::f32, DType::bf16, DType::f16, DType::q8_0}) {
-    for (const int64_t rows : {1, 2, 40}) {
-      add(rows, {{256, 64, weight, kReal, Activation::none, true, 0.5}});
+    for (const int64_t rows : {1, 2, 3, 4, 7, 8, 9, 40}) {
+      add(rows, {{256, 64, weight, kReal, Activation::none, true, 0.67}});  // some rows have few enough
       add(rows, {{768, 192, weight, kReal, Activation::none, true, 0.9}, {192, 130, DType::bf16}});
     }
     add(1, {{3072, 768, weight, kReal, Activation::none, true, 0.5}});

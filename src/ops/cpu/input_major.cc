@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "base/assert.h"
@@ -50,6 +51,12 @@ void turn_q8_0(const ConstView& weight, const InputMajor& to, int64_t t, int64_t
   }
 }
 
+/// f(pointer to the values of x).
+template <typename Function>
+auto with_values(const ConstView& x, Function f) {
+  return x.dtype() == DType::bf16 ? f(x.as<BFloat16>()) : f(x.as<float>());
+}
+
 }  // namespace
 
 bool can_be_input_major(const ConstView& weight) {
@@ -87,24 +94,37 @@ InputMajor input_major(const ConstView& weight, ThreadPool& pool) {
   return to;
 }
 
-int64_t non_zero_elements(int64_t in) { return (2 * in + kPadding - 1) / kPadding * kPadding; }
+int64_t count_non_zero(const ConstView& row) {
+  return with_values(row, [&](const auto* x) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < row.elements(); ++i) count += to_float(x[i]) != 0;
+    return count;
+  });
+}
+
+int64_t non_zero_elements(int64_t rows, int64_t in) {
+  const auto padded = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(rows)));
+  return (in * (padded + 1) + kPadding - 1) / kPadding * kPadding;
+}
 
 NonZero find_non_zero(const ConstView& x, float* memory) {
-  const int64_t in = x.dim(1);
-  NonZero found{0, reinterpret_cast<int32_t*>(memory + in), memory};
-  const auto find = [&](const auto* from) {
-    for (int64_t i = 0; i < in; ++i) {  // without a branch, which would be guessed wrongly half the time
-      const float value = to_float(from[i]);
-      found.values[found.count] = value;
+  const int64_t rows = x.dim(0), in = x.dim(1);
+  const auto padded = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(rows)));
+  NonZero found{padded, 0, reinterpret_cast<int32_t*>(memory + padded * in), memory};
+  with_values(x, [&](const auto* from) {
+    std::fill_n(found.values, padded * in, 0.0f);
+    for (int64_t i = 0; i < in; ++i) {  // without a branch, which would be guessed wrongly too often
+      float* values = found.values + found.count * padded;
+      bool any = false;
+      for (int64_t r = 0; r < rows; ++r) {
+        values[r] = to_float(from[r * in + i]);
+        any |= values[r] != 0;
+      }
       found.indices[found.count] = static_cast<int32_t>(i);
-      found.count += value != 0;
+      found.count += any;
     }
-  };
-  if (x.dtype() == DType::bf16) {
-    find(x.as<BFloat16>());
-  } else {
-    find(x.as<float>());
-  }
+    return 0;
+  });
   return found;
 }
 

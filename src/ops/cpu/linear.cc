@@ -23,23 +23,36 @@ const PackedBlocks* by_bytes(const LinearCall& call) {
   const Prepared* p = prepared(call);
   return p && p->blocks ? &*p->blocks : nullptr;
 }
-/// For one row of which most values may be zero.
+/// For few rows of which most values may be zero.
 const InputMajor* by_inputs(const LinearCall& call) {
   const Prepared* p = prepared(call);
-  return p && p->inputs && call.x.dim(0) == 1 ? &*p->inputs : nullptr;
+  return p && p->inputs && call.x.dim(0) <= kFewRows ? &*p->inputs : nullptr;
 }
 
-/// Up to this share of inputs that are not zero, reading their weights alone is faster than reading all in
-/// order. Measured, see docs/decisions/0011.
+/// Up to this share of a row's values that are not zero, reading their weights alone is faster than reading
+/// all in order. Measured, see docs/decisions/0011. A row at a time: its result shall not depend on the
+/// others.
 constexpr double kSparse = 0.33;
+bool is_sparse(const ConstView& row) {
+  return static_cast<double>(count_non_zero(row)) <= kSparse * static_cast<double>(row.elements());
+}
+
+LinearCall rows_of(const LinearCall& call, int64_t first, int64_t count) {
+  LinearCall part = call;
+  part.x = call.x.rows(first, count);
+  part.y = call.y.rows(first, count);
+  return part;
+}
 
 int64_t padded(const LinearCall& call) { return (call.w->in() + kPadding - 1) / kPadding * kPadding; }
 
 void run_tile(const LinearCall& call, const InputMajor& w, const NonZero& x, int64_t tile) {
-  alignas(64) float sums[kMostTile];
+  alignas(64) float sums[kFewRows * kMostTile];
   sum_inputs(w, tile, x, sums);
-  for (int64_t o = 0; o < w.width(tile); o += kOutBlock) {
-    finish_few_rows(call, 0, 1, tile * w.tile + o, kOutBlock, sums + o);
+  for (int64_t r = 0; r < call.x.dim(0); ++r) {
+    for (int64_t o = 0; o < w.width(tile); o += kOutBlock) {
+      finish_few_rows(call, r, 1, tile * w.tile + o, kOutBlock, sums + r * kMostTile + o);
+    }
   }
 }
 
@@ -64,33 +77,45 @@ bool Linear::by_bf16_dot(const LinearCall& call) const {
   return bf16_dot_ && call.x.dtype() == DType::bf16 && call.w->weight.dtype() == DType::bf16;
 }
 
+/// What add_few() needs at most.
 int64_t Linear::input_elements(const LinearCall& call) const {
-  const int64_t listed = by_inputs(call) ? non_zero_elements(call.w->in()) : 0;
+  const int64_t rows = call.x.dim(0);
+  // Rows may be listed together, or one at a time beside others that are not.
+  const int64_t listed =
+      by_inputs(call) ? rows * non_zero_elements(1, call.w->in()) + non_zero_elements(rows, call.w->in()) : 0;
   if (by_bytes(call)) {
     const auto floats = static_cast<int64_t>(sizeof(InputBlock) / sizeof(float));
-    return listed + (call.x.elements() / 32 * floats + kPadding - 1) / kPadding * kPadding;
+    return listed + rows * ((call.w->in() / 32 * floats + kPadding - 1) / kPadding * kPadding);
   }
-  return listed + (by_bf16_dot(call) ? 0 : call.x.dim(0) * padded(call));
+  return listed + (by_bf16_dot(call) ? 0 : rows * padded(call));
 }
 
-/// Brings x into the form that the kernel wants.
-Linear::FewRows Linear::few_rows(const LinearCall& call, float* memory) const {
-  FewRows few{&call, memory, (call.w->out() + kOutBlock - 1) / kOutBlock};
+/// Brings x into the form that the kernel wants, at `memory`, which moves on.
+void Linear::add_few(const LinearCall& call, float*& memory) {
+  const int64_t rows = call.x.dim(0), in = call.w->in();
   if (const InputMajor* w = by_inputs(call)) {
-    few.non_zero = find_non_zero(call.x, memory);
-    if (static_cast<double>(few.non_zero.count) <= kSparse * static_cast<double>(w->in)) {
-      few.tiles = w;
-      few.tasks = w->tiles();
-      return few;
+    int64_t sparse = 0;
+    for (int64_t r = 0; r < rows; ++r) sparse += is_sparse(call.x.rows(r, 1));
+    if (sparse == rows) {
+      FewRows& few = few_.emplace_back(FewRows{call, memory, w->tiles(), w});
+      few.non_zero = find_non_zero(call.x, memory);
+      memory += non_zero_elements(rows, in);
+      return;
     }
-    few.x += non_zero_elements(w->in);
+    if (sparse > 0) {
+      for (int64_t r = 0; r < rows; ++r) add_few(rows_of(call, r, 1), memory);
+      return;
+    }
   }
+  few_.push_back({call, memory, (call.w->out() + kOutBlock - 1) / kOutBlock});
   if (by_bytes(call)) {
-    quantise_input(call, reinterpret_cast<InputBlock*>(few.x));
+    quantise_input(call, reinterpret_cast<InputBlock*>(memory));
+    const auto floats = static_cast<int64_t>(sizeof(InputBlock) / sizeof(float));
+    memory += (rows * in / 32 * floats + kPadding - 1) / kPadding * kPadding;
   } else if (!by_bf16_dot(call)) {
-    spread_input(call, padded(call), few.x);
+    spread_input(call, padded(call), memory);
+    memory += rows * padded(call);
   }
-  return few;
 }
 
 void Linear::run(std::span<const LinearCall> calls) {
@@ -117,17 +142,16 @@ void Linear::run_few(std::span<const LinearCall> calls) {
   few_.clear();
   for (const LinearCall& call : calls) {
     if (!few(call)) continue;
-    few_.push_back(few_rows(call, input));
-    input += input_elements(call);
-    tasks += few_.back().tasks;
+    add_few(call, input);
     weight_bytes += call.w->weight.bytes();
   }
+  for (const FewRows& one : few_) tasks += one.tasks;
   constexpr uint64_t kWorthThreads = 256 << 10;  // bytes: some 10 µs of one core
   const auto run_task = [&](int64_t task, int thread) {
     for (const FewRows& one : few_) {
       if (task < one.tasks) {
-        if (one.tiles) return run_tile(*one.call, *one.tiles, one.non_zero, task);
-        return run_block(*one.call, one.x, task * kOutBlock, thread);
+        if (one.tiles) return run_tile(one.call, *one.tiles, one.non_zero, task);
+        return run_block(one.call, one.x, task * kOutBlock, thread);
       }
       task -= one.tasks;
     }

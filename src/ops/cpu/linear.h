@@ -29,14 +29,14 @@ class Linear {
  private:
   /// A product of few rows.
   struct FewRows {
-    const LinearCall* call;
+    LinearCall call;
     float* x;                           ///< in the form that the kernel wants; bf16 products take it as it is
     int64_t tasks;                      ///< blocks of outputs, or tiles
     const InputMajor* tiles = nullptr;  ///< only the weights of non_zero are read
     NonZero non_zero{};
   };
   void run_few(std::span<const LinearCall> calls);
-  FewRows few_rows(const LinearCall& call, float* memory) const;
+  void add_few(const LinearCall& call, float*& memory);
   void run_block(const LinearCall& call, const float* x, int64_t first, int thread);
   bool few(const LinearCall& call) const;
   bool by_bf16_dot(const LinearCall& call) const;

@@ -34,111 +34,122 @@ HWY_INLINE void load_pair(const BFloat16* step, int64_t i, V& low, V& high) {
   high = hn::BitCast(F(), hn::And(pairs, hn::Set(u32, 0xffff0000u)));
 }
 
-/// sums += Σ over kInputs inputs, which are added up first: shorter chains, and less rounding.
-template <int kInputs, typename T>
+/// sums += weights of kInputs inputs · values [kInputs, kRows], one after another: zeros change nothing.
+template <int kRows, int kInputs, typename T>
 HWY_INLINE void add_inputs(const T* weight, int64_t width, const int32_t* indices, const float* values,
                            float* sums) {
   const T* row[kInputs];
-  V x[kInputs];
-  RWKVX_UNROLL for (int k = 0; k < kInputs; ++k) {
-    row[k] = weight + indices[k] * width;
-    x[k] = set(values[k]);
-  }
+  RWKVX_UNROLL for (int k = 0; k < kInputs; ++k) row[k] = weight + indices[k] * width;
   for (int64_t o = 0; o < width; o += kStep) {
     RWKVX_UNROLL for (int64_t i = 0; i < 16; i += kLanes) {
-      V low, high;
-      load_pair(row[0] + o, i, low, high);
-      low = hn::Mul(low, x[0]);
-      high = hn::Mul(high, x[0]);
-      RWKVX_UNROLL for (int k = 1; k < kInputs; ++k) {
-        V l, h;
-        load_pair(row[k] + o, i, l, h);
-        low = hn::MulAdd(l, x[k], low);
-        high = hn::MulAdd(h, x[k], high);
+      V low[kInputs], high[kInputs];
+      RWKVX_UNROLL for (int k = 0; k < kInputs; ++k) load_pair(row[k] + o, i, low[k], high[k]);
+      RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
+        float* to = sums + r * kMostTile + o + i;
+        V low_sum = load(to), high_sum = load(to + 16);
+        RWKVX_UNROLL for (int k = 0; k < kInputs; ++k) {
+          const V x = set(values[k * kRows + r]);
+          low_sum = hn::MulAdd(low[k], x, low_sum);
+          high_sum = hn::MulAdd(high[k], x, high_sum);
+        }
+        store(low_sum, to);
+        store(high_sum, to + 16);
       }
-      store(hn::Add(load(sums + o + i), low), sums + o + i);
-      store(hn::Add(load(sums + o + 16 + i), high), sums + o + 16 + i);
     }
   }
 }
 
-template <typename T>
+HWY_INLINE void fetch(const void* from, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) hwy::Prefetch(static_cast<const std::byte*>(from) + at);
+}
+
+template <typename T, int kRows>
 HWY_INLINE void sum_tile(const InputMajor& w, int64_t t, const NonZero& x, float* sums) {
   constexpr int64_t kInputs = 4;
   const int64_t width = w.width(t), bytes = width * static_cast<int64_t>(sizeof(T));
   const T* weight = reinterpret_cast<const T*>(w.at(t));
-  std::fill(sums, sums + width, 0.0f);
   const int64_t ahead = std::max(kInputs, kPrefetchBytes / bytes);
   int64_t n = 0;
   for (; n + kInputs <= x.count; n += kInputs) {
     for (int64_t next = n + ahead; next < std::min(n + ahead + kInputs, x.count); ++next) {
-      const auto* row = reinterpret_cast<const std::byte*>(weight + x.indices[next] * width);
-      for (int64_t at = 0; at < bytes; at += 64) hwy::Prefetch(row + at);
+      fetch(weight + x.indices[next] * width, bytes);
     }
-    add_inputs<kInputs>(weight, width, x.indices + n, x.values + n, sums);
+    add_inputs<kRows, kInputs>(weight, width, x.indices + n, x.values + n * kRows, sums);
   }
-  for (; n < x.count; ++n) add_inputs<1>(weight, width, x.indices + n, x.values + n, sums);
+  for (; n < x.count; ++n) {
+    add_inputs<kRows, 1>(weight, width, x.indices + n, x.values + n * kRows, sums);
+  }
 }
 
-/// The same for kInputs inputs of one block.
-template <int kInputs>
-HWY_INLINE void add_inputs_q8_0(const int8_t* block, int64_t width, const int32_t* indices,
-                                const float* values, float* sums) {
-  const int8_t* row[kInputs];
-  V x[kInputs];
-  RWKVX_UNROLL for (int k = 0; k < kInputs; ++k) {
-    row[k] = block + indices[k] % kBlock * width;
-    x[k] = set(values[k]);
-  }
+/// sums += scales · (weights of `count` inputs of one block · values [count, kRows]).
+template <int kRows>
+HWY_INLINE void add_block(const int8_t* block, int64_t width, int64_t count, const int32_t* indices,
+                          const float* values, float* sums) {
   const auto* scales = reinterpret_cast<const Float16*>(block + kBlock * width);
+  const int8_t* row[kBlock];
+  for (int64_t k = 0; k < count; ++k) row[k] = block + indices[k] % kBlock * width;
   for (int64_t o = 0; o < width; o += kLanes) {
-    V sum = hn::Mul(load(row[0] + o), x[0]);
-    RWKVX_UNROLL for (int k = 1; k < kInputs; ++k) sum = hn::MulAdd(load(row[k] + o), x[k], sum);
-    store(hn::MulAdd(sum, load(scales + o), load(sums + o)), sums + o);
+    V sum[kRows];
+    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) sum[r] = zero();
+    for (int64_t k = 0; k < count; ++k) {
+      const V weight = load(row[k] + o);
+      RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
+        sum[r] = hn::MulAdd(weight, set(values[k * kRows + r]), sum[r]);
+      }
+    }
+    const V scale = load(scales + o);
+    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
+      float* to = sums + r * kMostTile + o;
+      store(hn::MulAdd(sum[r], scale, load(to)), to);
+    }
   }
 }
 
+template <int kRows>
 HWY_INLINE void sum_tile_q8_0(const InputMajor& w, int64_t t, const NonZero& x, float* sums) {
-  const int64_t width = w.width(t), block_bytes = (kBlock + 2) * width;
+  const int64_t width = w.width(t), block_bytes = (kBlock + 2) * width, ahead = kPrefetchBytes / width;
   const auto* tile = reinterpret_cast<const int8_t*>(w.at(t));
-  std::fill(sums, sums + width, 0.0f);
-  const auto fetch = [](const int8_t* from, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += 64) hwy::Prefetch(from + at);
-  };
-  const int64_t ahead = kPrefetchBytes / width;
   int64_t fetched = 0, fetched_block = -1;
   for (int64_t n = 0; n < x.count;) {
     const int64_t b = x.indices[n] / kBlock;
-    int count = 1;  // inputs of this block, four at most
-    while (count < 4 && n + count < x.count && x.indices[n + count] / kBlock == b) ++count;
+    int64_t count = 1;  // inputs of this block
+    while (n + count < x.count && x.indices[n + count] / kBlock == b) ++count;
     for (; fetched < std::min(n + count + ahead, x.count); ++fetched) {
       const int64_t next = x.indices[fetched], at = next / kBlock;
       fetch(tile + at * block_bytes + next % kBlock * width, width);
       if (at != fetched_block) fetch(tile + at * block_bytes + kBlock * width, 2 * width);
       fetched_block = at;
     }
-    const int8_t* block = tile + b * block_bytes;
-    const auto add = [&]<int kInputs>() {
-      add_inputs_q8_0<kInputs>(block, width, x.indices + n, x.values + n, sums);
-    };
-    if (count == 4) add.template operator()<4>();
-    if (count == 3) add.template operator()<3>();
-    if (count == 2) add.template operator()<2>();
-    if (count == 1) add.template operator()<1>();
+    add_block<kRows>(tile + b * block_bytes, width, count, x.indices + n, x.values + n * kRows, sums);
     n += count;
   }
 }
 
-void sum_inputs(const InputMajor& w, int64_t tile, const NonZero& x, float* sums) {
+template <int kRows>
+HWY_INLINE void sum_rows(const InputMajor& w, int64_t tile, const NonZero& x, float* sums) {
+  for (int64_t r = 0; r < kRows; ++r) std::fill_n(sums + r * kMostTile, w.width(tile), 0.0f);
   switch (w.type) {
     case DType::f32:
-      return sum_tile<float>(w, tile, x, sums);
+      return sum_tile<float, kRows>(w, tile, x, sums);
     case DType::bf16:
-      return sum_tile<BFloat16>(w, tile, x, sums);
+      return sum_tile<BFloat16, kRows>(w, tile, x, sums);
     case DType::f16:
-      return sum_tile<Float16>(w, tile, x, sums);
+      return sum_tile<Float16, kRows>(w, tile, x, sums);
     default:
-      return sum_tile_q8_0(w, tile, x, sums);
+      return sum_tile_q8_0<kRows>(w, tile, x, sums);
+  }
+}
+
+void sum_inputs(const InputMajor& w, int64_t tile, const NonZero& x, float* sums) {
+  switch (x.rows) {
+    case 1:
+      return sum_rows<1>(w, tile, x, sums);
+    case 2:
+      return sum_rows<2>(w, tile, x, sums);
+    case 4:
+      return sum_rows<4>(w, tile, x, sums);
+    default:
+      return sum_rows<8>(w, tile, x, sums);
   }
 }
 

@@ -1,9 +1,13 @@
 #pragma once
 
+#include <algorithm>
+
+#include "ops/cpu/linear_decode.h"
 #include "ops/cpu/thread_pool.h"
 #include "ops/ops.h"
 
-/// Products of one row that is zero in most places, as squared ReLUs are: the weights of a zero are not read.
+/// Products of few rows that are zero in most places, as squared ReLUs are: the weights of inputs that are
+/// zero in all of them are not read. A row's result does not depend on the rows beside it.
 namespace rwkvx::cpu {
 
 inline constexpr int64_t kMostTile = 512;  ///< outputs
@@ -28,18 +32,21 @@ struct InputMajor {
 bool can_be_input_major(const ConstView& weight);
 InputMajor input_major(const ConstView& weight, ThreadPool& pool);
 
-/// The inputs of a row that are not zero (NaN is none), in order.
+/// The inputs that are not zero in all rows (NaN is not zero), in order.
 struct NonZero {
-  int64_t count;
-  int32_t* indices;  ///< [in]
-  float* values;     ///< [in]
+  int64_t rows = 0;            ///< 1, 2, 4 or 8: those of x, and zeros
+  int64_t count = 0;           ///< of inputs
+  int32_t* indices = nullptr;  ///< [in]
+  float* values = nullptr;     ///< [in, rows]
 };
-/// Floats of memory that find_non_zero() needs for `in` inputs, a multiple of kPadding.
-int64_t non_zero_elements(int64_t in);
-/// Of x [1, in]. `memory` is 64-byte aligned.
+/// Floats of memory that find_non_zero() needs, a multiple of kPadding.
+int64_t non_zero_elements(int64_t rows, int64_t in);
+/// Of x [rows, in], rows ≤ kFewRows. `memory` is 64-byte aligned.
 NonZero find_non_zero(const ConstView& x, float* memory);
+/// How many values of a row are not zero.
+int64_t count_non_zero(const ConstView& row);
 
-/// sums [w.width(tile)] = Σ values · weights. `sums` holds kMostTile floats.
+/// sums[r · kMostTile + o] = Σ values · weights for each of x.rows rows and the tile's outputs.
 void sum_inputs(const InputMajor& w, int64_t tile, const NonZero& x, float* sums);
 
 }  // namespace rwkvx::cpu
