@@ -15,6 +15,7 @@ namespace rwkvx {
 struct TrainingModel::Pass {
   TrainingRows rows;
   std::span<const int32_t> tokens, targets;
+  std::span<const float> weights;  // of the losses, with LongCE's; or empty
   // One for each block, of which one is used; with a backward only.
   std::vector<RwkvTrainingBlock> rwkv;
   std::vector<SparseTrainingBlock> sparse;
@@ -33,12 +34,35 @@ std::vector<double> to_host(Ops& ops, ConstView view) {
   return values;
 }
 
+/// Some of the candidates, rising, each with probability samples · weight / Σ weights (at most 1): those that
+/// the points of a grid with a random beginning fall upon.
+std::vector<int64_t> sample_by_weight(std::span<const int64_t> candidates, std::span<const float> weights,
+                                      const GateLossOptions& options) {
+  double all = 0;
+  for (const int64_t row : candidates) all += static_cast<double>(weights[static_cast<size_t>(row)]);
+  std::vector<int64_t> sampled;
+  const double step = all / static_cast<double>(options.samples);
+  if (!(step > 0)) return sampled;
+  std::mt19937_64 random(options.seed);
+  double next = step * std::uniform_real_distribution<double>()(random);
+  double passed = 0;
+  for (const int64_t row : candidates) {
+    passed += static_cast<double>(weights[static_cast<size_t>(row)]);
+    if (passed <= next) continue;
+    sampled.push_back(row);
+    while (next < passed) next += step;
+  }
+  return sampled;
+}
+
 /// `count` of the rows that have an earlier chunk, rising; all when there are fewer.
-std::vector<int64_t> sample_queries(const Batch& batch, int64_t chunk_size, const GateLossOptions& options) {
+std::vector<int64_t> sample_queries(const Batch& batch, std::span<const float> weights, int64_t chunk_size,
+                                    const GateLossOptions& options) {
   std::vector<int64_t> candidates, sampled;
   for (size_t s = 0; s + 1 < batch.offsets.size(); ++s) {
     for (int64_t t = batch.offsets[s] + chunk_size; t < batch.offsets[s + 1]; ++t) candidates.push_back(t);
   }
+  if (options.by_weight && !weights.empty()) return sample_by_weight(candidates, weights, options);
   std::mt19937_64 random(options.seed);
   auto wanted = static_cast<size_t>(std::max<int64_t>(options.samples, 0));
   for (size_t i = 0; i < candidates.size() && wanted > 0; ++i) {  // selection sampling: in order
@@ -92,8 +116,12 @@ void TrainingModel::check(const TrainingBatch& batch) const {
 
 TrainingModel::Pass TrainingModel::begin(const TrainingBatch& batch, int64_t slice_rows) {
   const Shape all{batch.offsets.back(), parameters_.config().channels};
-  Pass pass{
-      {ops(), arena_, parameters_.config(), {batch.offsets, batch.resets}, {}, {}, {}, {}}, {}, {}, {}, {}};
+  Pass pass{{ops(), arena_, parameters_.config(), {batch.offsets, batch.resets}, {}, {}, {}, {}},
+            {},
+            {},
+            {},
+            {},
+            {}};
   pass.rows.slices = slices_of(batch.offsets, slice_rows);
   pass.rows.x = arena_.take(ops().real(), all);
   pass.rows.v_first = arena_.take(ops().real(), all);
@@ -206,9 +234,9 @@ std::vector<float> TrainingModel::longce_weights(const TrainingBatch& batch, con
 void TrainingModel::blocks_backward(Pass& pass, const TrainingOptions& options, View d,
                                     TrainingResult& result) {
   const ModelConfig& c = parameters_.config();
-  const std::vector<int64_t> queries = options.gate.weight > 0
-                                           ? sample_queries(pass.rows.batch, c.chunk_size, options.gate)
-                                           : std::vector<int64_t>();
+  const std::vector<int64_t> queries =
+      options.gate.weight > 0 ? sample_queries(pass.rows.batch, pass.weights, c.chunk_size, options.gate)
+                              : std::vector<int64_t>();
   std::vector<GateTeaching> taught;
   for (size_t i = order_.size(); i-- > lowest_;) {
     const auto at = static_cast<size_t>(order_[i].index);
@@ -266,6 +294,7 @@ TrainingResult TrainingModel::forward_backward(const TrainingBatch& batch, const
       if (weights.empty()) weights.assign(full.size(), 1.0f);
       for (size_t i = 0; i < weights.size(); ++i) weights[i] *= result.longce[i];
     }
+    pass.weights = weights;
     const double divisor = options.divisor > 0 ? options.divisor : static_cast<double>(rows[0]);
     const View d_normed = arena_.take(ops().real(), rows);
     RowScores scores = head(pass, normed, weights, divisor, options.l2wrap, d_normed);

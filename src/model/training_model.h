@@ -25,6 +25,9 @@ struct GateLossOptions {
   float weight = 0;       ///< λ; 0: off
   int64_t samples = 512;  ///< queries of a batch, of those that have an earlier chunk
   uint64_t seed = 0;      ///< of the choice
+  /// Rows are sampled as often as the weights of their losses say, and not all alike: where few tokens need
+  /// what is far, the gate is taught by those.
+  bool by_weight = false;
 };
 
 inline constexpr uint64_t kActivationBytes = uint64_t{4'000'000'000};

@@ -37,6 +37,7 @@ void check(const TrainConfig& c) {
   check_choice("stage", c.stage, {"full", "align", "long"});
   check_choice("order", c.order, {"shuffled", "magic", "sequential"});
   check_choice("schedule", c.schedule, {"cosine", "linear", "constant"});
+  check_choice("gate-by", c.gate_by, {"rows", "weights"});
   check_choice("precision", c.precision, {"f32", "bf16"});
   check_choice("backend", c.backend, {"cpu", "reference"});
   check_choice("recompute", c.recompute, {"on", "off", "auto"});

@@ -38,6 +38,7 @@ struct TrainConfig {
   std::string longce = "";
   double gate_loss = 0;
   int64_t gate_rows = 512;
+  std::string gate_by = "rows";
   // How it is computed and recorded
   std::string precision = "bf16", backend = "cpu";
   int64_t threads = 0;
@@ -117,6 +118,8 @@ void TrainConfig::for_each_setting(Self& c, Visit&& visit) {
         "paper in the long stage");
   visit("gate-loss", c.gate_loss, group, "Factor of the selection loss, which teaches the gate; 0: off");
   visit("gate-rows", c.gate_rows, group, "Query positions of a batch that the selection loss samples");
+  visit("gate-by", c.gate_by, group,
+        "How it samples them: rows, all alike, or weights, as often as their losses count");
   group = "Run";
   visit("precision", c.precision, group, "Of matrix products: f32 or bf16");
   visit("backend", c.backend, group, "cpu, or reference: slow, scalar, the specification");

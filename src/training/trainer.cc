@@ -55,6 +55,21 @@ class MetricsFile {
   std::FILE* file_;
 };
 
+/// What a run's checkpoints have fixed.
+void refuse_another_model(const TrainConfig& saved, const TrainConfig& given) {
+  const auto refuse = [](std::string_view flag, const auto& was, const auto& now) {
+    if (was == now) return;
+    throw UsageError(
+        fmt::format("--{} {} is not what the run was started with, {}; start a new run in another --out",
+                    flag, now, was));
+  };
+  refuse("layers", saved.layers, given.layers);
+  refuse("channels", saved.channels, given.channels);
+  refuse("sparse-blocks", saved.sparse_blocks, given.sparse_blocks);
+  refuse("vocab-size", saved.vocab_size, given.vocab_size);
+  refuse("ffn", saved.ffn, given.ffn);
+}
+
 }  // namespace
 
 class Trainer::Impl {
@@ -73,6 +88,7 @@ class Trainer::Impl {
     // Each batch has its own mean of the selection loss; a step has the mean of those.
     options.gate.weight = static_cast<float>(config.gate_loss / static_cast<double>(config.accumulate));
     options.gate.samples = config.gate_rows;
+    options.gate.by_weight = config.gate_by == "weights";
     options.activation_bytes = static_cast<uint64_t>(1e9 * config.activation_gb);
     if (config.recompute == "on") options.activation_bytes = 0;
     if (config.recompute == "off") options.activation_bytes = UINT64_MAX;
@@ -333,7 +349,11 @@ std::unique_ptr<Trainer> Trainer::resume(const Path& path, const TrainConfig& gi
   // As the run began, unless another one is named.
   const bool same = config.mixture == folder.config().mixture;
   const Path mixture = same ? folder.mixture_file() : Path(config.mixture);
-  auto impl = std::make_unique<Impl>(path, config, folder.model_config(steps.back()), mixture);
+  refuse_another_model(folder.config(), config);
+  ModelConfig model = folder.model_config(steps.back());
+  if (config.chunk_size > 0) model.chunk_size = config.chunk_size;
+  if (config.chunk_top_k > 0) model.top_k = config.chunk_top_k;
+  auto impl = std::make_unique<Impl>(path, config, model, mixture);
   impl->progress = folder.load(steps.back(), impl->parameters, impl->optimizer);
   folder.replace_config(config);
   if (!same && !config.mixture.empty()) folder.keep_mixture(config.mixture);

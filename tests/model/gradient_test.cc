@@ -293,6 +293,33 @@ TEST_F(TrainingModelTest, GateLossIsAddedToTheSparseBlocks) {
   EXPECT_GT(distance(at[2], at[0]).rms, 1e-3);
 }
 
+/// Sampled by weight, rows without one teach nothing: as if the others were the batch's only candidates.
+TEST_F(TrainingModelTest, GateIsTaughtByTheRowsThatCount) {
+  const auto last_sparse = [](const TensorSpec& spec) {
+    return spec.name == "moba.0.att.receptance.weight" || spec.name == "moba.0.att.key.weight";
+  };
+  TrainingOptions options;
+  options.gate = {1.0f, 1, 3, true};
+  Parameters parameters(golden_.checkpoint->config, *ops_, last_sparse);
+  parameters.load(*golden_.checkpoint);
+  TrainingModel model(parameters);
+  const size_t rows = golden_.tokens.size();
+  const auto gate_loss_of = [&](size_t row) {
+    std::vector<float> weights(rows, 0.0f);
+    weights[row] = 1;
+    TrainingBatch batch = golden_.batch();
+    batch.weights = weights;
+    parameters.zero_gradients();
+    return model.forward_backward(batch, options).gate_loss;
+  };
+  const double first = gate_loss_of(rows - 2), second = gate_loss_of(rows - 9);
+  EXPECT_GT(std::abs(first - second), 1e-4) << "other rows are sampled";
+  options.gate.seed = 77;
+  EXPECT_EQ(gate_loss_of(rows - 2), first) << "nothing else can be drawn";
+  options.gate.by_weight = false;
+  EXPECT_NE(gate_loss_of(rows - 2), first);
+}
+
 TEST_F(TrainingModelTest, WrongTokensAreNamed) {
   Parameters parameters(golden_.checkpoint->config, *ops_);
   TrainingModel model(parameters);

@@ -356,6 +356,24 @@ TEST_F(TrainerTest, FoldersThatHoldARunOrNone) {
   EXPECT_THAT(error_of([&] { RunFolder(folder_ / "other").config(); }), HasSubstr("config.json"));
 }
 
+TEST_F(TrainerTest, ResumedRunsKeepTheirModelAndMayChooseOtherChunks) {
+  TrainConfig c = config();
+  c.sparse_blocks = 1;
+  c.chunk_size = 4;
+  c.chunk_top_k = 2;
+  train(run(), c);
+  c.steps = 9;
+  TrainConfig other = c;
+  other.channels = 128;
+  EXPECT_THAT(error_of([&] { train(run(), other, true); }),
+              AllOf(HasSubstr("--channels 128"), HasSubstr("64"), HasSubstr("--out")));
+  c.chunk_top_k = 3;
+  train(run(), c, true);
+  const ModelConfig model = RunFolder(run()).model_config(9);
+  EXPECT_EQ(model.chunk_size, 4);
+  EXPECT_EQ(model.top_k, 3);
+}
+
 TEST_F(TrainerTest, DamagedCheckpointsAreNamed) {
   train(run(), config());
   const Path checkpoint = RunFolder(run()).checkpoint(8);
