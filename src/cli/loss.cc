@@ -166,8 +166,10 @@ void run(const LossOptions& o) {
   const LossMeasure measure = measure_of(o.measure);
   LineChart chart = loss_chart(models, loss.buckets, loss.unit, measure);
   chart.title = "Loss by position";
-  chart.subtitle =
-      fmt::format("{} documents; bars are standard errors over them", models.front().all.documents);
+  const auto documents = models.front().all.documents;
+  chart.subtitle = documents == 1
+                       ? "one document"
+                       : fmt::format("{} documents; bars are standard errors over them", documents);
   const std::string svg = draw(chart);
   if (!o.picture.empty()) write_picture(o.picture, svg);
   if (!o.out.empty()) {
