@@ -14,11 +14,11 @@ namespace rwkvx {
 
 struct TrainingModel::Pass {
   TrainingRows rows;
-  std::span<const int32_t> tokens, targets;
-  std::span<const float> weights;  // of the losses, with LongCE's; or empty
+  std::span<const int32_t> tokens{}, targets{};
+  std::span<const float> weights{};  // of the losses, with LongCE's; or empty
   // One for each block, of which one is used; with a backward only.
-  std::vector<RwkvTrainingBlock> rwkv;
-  std::vector<SparseTrainingBlock> sparse;
+  std::vector<RwkvTrainingBlock> rwkv{};
+  std::vector<SparseTrainingBlock> sparse{};
 };
 
 namespace {
@@ -116,12 +116,7 @@ void TrainingModel::check(const TrainingBatch& batch) const {
 
 TrainingModel::Pass TrainingModel::begin(const TrainingBatch& batch, int64_t slice_rows) {
   const Shape all{batch.offsets.back(), parameters_.config().channels};
-  Pass pass{{ops(), arena_, parameters_.config(), {batch.offsets, batch.resets}, {}, {}, {}, {}},
-            {},
-            {},
-            {},
-            {},
-            {}};
+  Pass pass{{ops(), arena_, parameters_.config(), {batch.offsets, batch.resets}, {}, {}, {}, {}}};
   pass.rows.slices = slices_of(batch.offsets, slice_rows);
   pass.rows.x = arena_.take(ops().real(), all);
   pass.rows.v_first = arena_.take(ops().real(), all);

@@ -55,6 +55,12 @@ class MetricsFile {
   std::FILE* file_;
 };
 
+/// Those that the configuration names.
+void choose_chunks(const TrainConfig& config, ModelConfig& model) {
+  if (config.chunk_size > 0) model.chunk_size = config.chunk_size;
+  if (config.chunk_top_k > 0) model.top_k = config.chunk_top_k;
+}
+
 /// What a run's checkpoints have fixed.
 void refuse_another_model(const TrainConfig& saved, const TrainConfig& given) {
   const auto refuse = [](std::string_view flag, const auto& was, const auto& now) {
@@ -314,8 +320,7 @@ std::unique_ptr<Trainer> Trainer::start(const Path& path, const TrainConfig& giv
   if (config.load.empty()) {
     model = model_sizes(config.layers, config.channels, config.vocab_size, config.sparse_blocks);
     if (config.ffn > 0) model.ffn = config.ffn;
-    if (config.chunk_size > 0) model.chunk_size = config.chunk_size;
-    if (config.chunk_top_k > 0) model.top_k = config.chunk_top_k;
+    choose_chunks(config, model);
   } else {
     CheckpointOptions options;
     if (config.chunk_size > 0) options.chunk_size = config.chunk_size;
@@ -351,8 +356,7 @@ std::unique_ptr<Trainer> Trainer::resume(const Path& path, const TrainConfig& gi
   const Path mixture = same ? folder.mixture_file() : Path(config.mixture);
   refuse_another_model(folder.config(), config);
   ModelConfig model = folder.model_config(steps.back());
-  if (config.chunk_size > 0) model.chunk_size = config.chunk_size;
-  if (config.chunk_top_k > 0) model.top_k = config.chunk_top_k;
+  choose_chunks(config, model);
   auto impl = std::make_unique<Impl>(path, config, model, mixture);
   impl->progress = folder.load(steps.back(), impl->parameters, impl->optimizer);
   folder.replace_config(config);

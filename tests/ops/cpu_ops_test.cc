@@ -8,17 +8,10 @@
 
 #include "base/error.h"
 #include "harness.h"
-#include "hwy/highway.h"
+#include "instruction_sets.h"
 
 namespace rwkvx::test {
 namespace {
-
-/// Kernels that are not compiled for AVX3_DL take AVX3 beside it.
-constexpr int64_t kVnni = HWY_AVX3_DL | HWY_AVX3;
-
-std::string target_name(int64_t target) {
-  return hwy::TargetName(target == kVnni ? int64_t{HWY_AVX3_DL} : target);
-}
 
 /// Every operation, on every instruction set that this processor has, in both precisions.
 struct Setup {
@@ -29,15 +22,6 @@ struct Setup {
 
 void PrintTo(const Setup& setup, std::ostream* out) {
   *out << setup.operation << " " << target_name(setup.target) << " " << name(setup.precision);
-}
-
-std::vector<int64_t> targets() {
-  std::vector<int64_t> all;
-  for (const int64_t target :
-       {int64_t{HWY_SSE4}, int64_t{HWY_AVX2}, int64_t{HWY_AVX3}, kVnni, int64_t{HWY_NEON}}) {
-    if ((hwy::SupportedTargets() & target) == target) all.push_back(target);
-  }
-  return all;
 }
 
 std::vector<Setup> setups() {

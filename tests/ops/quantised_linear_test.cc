@@ -5,33 +5,16 @@
 #include <limits>
 
 #include "harness.h"
-#include "hwy/highway.h"
-#include "ops/cpu/cpu_ops.h"
+#include "instruction_sets.h"
 #include "ops/reference/reference_ops.h"
-#include "tensor/convert.h"
 
 /// What the products with rounded inputs (bf16 precision, few rows) can be held to beyond the bounds of
 /// linear_cases.cc. On every instruction set.
 namespace rwkvx::test {
 namespace {
 
-constexpr int64_t kVnni = HWY_AVX3_DL | HWY_AVX3;
-
 class QuantisedLinearTest : public testing::TestWithParam<DType> {
  protected:
-  template <typename Test>
-  void on_every_target(Test test) {
-    for (const int64_t target :
-         {int64_t{HWY_SSE4}, int64_t{HWY_AVX2}, int64_t{HWY_AVX3}, kVnni, int64_t{HWY_NEON}}) {
-      hwy::SetSupportedTargetsForTest(0);
-      if ((hwy::SupportedTargets() & target) != target) continue;
-      SCOPED_TRACE(target == kVnni ? "AVX3_DL" : hwy::TargetName(target));
-      hwy::SetSupportedTargetsForTest(target);
-      test(*make_cpu_ops(Precision::bf16, 2));
-    }
-    hwy::SetSupportedTargetsForTest(0);
-  }
-
   /// Any bits but for the scales, which are finite: every quant, and every scale of a part, to its extremes.
   Buffer extreme_weights(int64_t out, int64_t in) const {
     Buffer weight(GetParam(), {out, in});
@@ -53,14 +36,6 @@ class QuantisedLinearTest : public testing::TestWithParam<DType> {
       }
     }
     return weight;
-  }
-
-  static std::vector<float> product(Ops& ops, const Matrix& w, ConstView x) {
-    Buffer active(ops.active(), x.shape()), y(DType::f32, {x.dim(0), w.out()});
-    convert(x, active);
-    ops.linear({.x = active, .w = &w, .y = y});
-    const float* values = y.as<float>();
-    return {values, values + y.view().elements()};
   }
 };
 

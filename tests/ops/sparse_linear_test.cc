@@ -4,9 +4,7 @@
 #include <limits>
 
 #include "harness.h"
-#include "hwy/highway.h"
-#include "ops/cpu/cpu_ops.h"
-#include "tensor/convert.h"
+#include "instruction_sets.h"
 
 /// Products with inputs that were announced as sparse, beyond the bounds of linear_cases.cc.
 namespace rwkvx::test {
@@ -16,19 +14,6 @@ constexpr int64_t kIn = 256, kOut = 192;
 
 class SparseLinearTest : public testing::TestWithParam<DType> {
  protected:
-  template <typename Test>
-  void on_every_target(Test test) {
-    for (const int64_t target :
-         {int64_t{HWY_SSE4}, int64_t{HWY_AVX2}, int64_t{HWY_AVX3}, int64_t{HWY_NEON}}) {
-      hwy::SetSupportedTargetsForTest(0);
-      if ((hwy::SupportedTargets() & target) == 0) continue;
-      SCOPED_TRACE(hwy::TargetName(target));
-      hwy::SetSupportedTargetsForTest(target);
-      test(*make_cpu_ops(Precision::bf16, 2));
-    }
-    hwy::SetSupportedTargetsForTest(0);
-  }
-
   /// Normal values; where poisoned(input) says so, no numbers.
   template <typename Poisoned>
   static Buffer weights(Poisoned poisoned) {
@@ -40,13 +25,6 @@ class SparseLinearTest : public testing::TestWithParam<DType> {
     }
     convert(exact, weight);
     return weight;
-  }
-
-  static std::vector<float> product(Ops& ops, const Matrix& w, ConstView x) {
-    Buffer active(ops.active(), x.shape()), y(DType::f32, {x.dim(0), w.out()});
-    convert(x, active);
-    ops.linear({.x = active, .w = &w, .y = y});
-    return {y.as<float>(), y.as<float>() + y.view().elements()};
   }
 };
 

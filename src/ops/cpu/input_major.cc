@@ -14,15 +14,15 @@ namespace {
 float to_float(float x) { return x; }
 using rwkvx::to_float;
 
-constexpr int64_t kStep = 32;    // outputs that bf16 pairs
 constexpr int64_t kSquare = 64;  // weights turned at a time: both sides stay in the first cache
 
 /// Where output o of a tile lies.
 template <typename T>
 int64_t place(int64_t o) {
   if constexpr (!std::is_same_v<T, BFloat16>) return o;
-  const int64_t i = o % kStep;
-  return o - i + 2 * (i % (kStep / 2)) + i / (kStep / 2);
+  constexpr int64_t kHalf = kPairedOutputs / 2;
+  const int64_t i = o % kPairedOutputs;
+  return o - i + 2 * (i % kHalf) + i / kHalf;
 }
 
 /// Inputs first … first + kSquare of tile t.
@@ -37,16 +37,15 @@ void turn(const ConstView& weight, const InputMajor& to, int64_t t, int64_t firs
 }
 
 void turn_q8_0(const ConstView& weight, const InputMajor& to, int64_t t, int64_t first, std::byte* tile) {
-  constexpr int64_t kBlock = 32;
-  const int64_t width = to.width(t), blocks = to.in / kBlock;
-  const int64_t last = std::min(blocks, (first + kSquare) / kBlock);
+  const int64_t width = to.width(t), blocks = to.in / kSmallBlock;
+  const int64_t last = std::min(blocks, (first + kSquare) / kSmallBlock);
   const auto* from = static_cast<const BlockQ8_0*>(weight.data());
   for (int64_t o = 0; o < width; ++o) {
     const BlockQ8_0* row = from + (t * to.tile + o) * blocks;
-    for (int64_t b = first / kBlock; b < last; ++b) {
+    for (int64_t b = first / kSmallBlock; b < last; ++b) {
       std::byte* block = tile + b * width * static_cast<int64_t>(sizeof(BlockQ8_0));
-      for (int64_t i = 0; i < kBlock; ++i) block[i * width + o] = static_cast<std::byte>(row[b].q[i]);
-      std::memcpy(block + kBlock * width + 2 * o, &row[b].d, 2);
+      for (int64_t i = 0; i < kSmallBlock; ++i) block[i * width + o] = static_cast<std::byte>(row[b].q[i]);
+      std::memcpy(block + kSmallBlock * width + 2 * o, &row[b].d, 2);
     }
   }
 }
@@ -112,7 +111,7 @@ NonZero find_non_zero(const ConstView& x, float* memory) {
   const auto padded = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(rows)));
   NonZero found{padded, 0, reinterpret_cast<int32_t*>(memory + padded * in), memory};
   with_values(x, [&](const auto* from) {
-    std::fill_n(found.values, padded * in, 0.0f);
+    if (rows < padded) std::fill_n(found.values, padded * in, 0.0f);
     for (int64_t i = 0; i < in; ++i) {  // without a branch, which would be guessed wrongly too often
       float* values = found.values + found.count * padded;
       bool any = false;

@@ -46,6 +46,12 @@ LinearCall rows_of(const LinearCall& call, int64_t first, int64_t count) {
 
 int64_t padded(const LinearCall& call) { return (call.w->in() + kPadding - 1) / kPadding * kPadding; }
 
+/// Floats of memory that quantise_input() fills.
+int64_t quantised_elements(const LinearCall& call) {
+  const auto floats = static_cast<int64_t>(sizeof(InputBlock) / sizeof(float));
+  return (call.x.elements() / 32 * floats + kPadding - 1) / kPadding * kPadding;
+}
+
 void run_tile(const LinearCall& call, const InputMajor& w, const NonZero& x, int64_t tile) {
   alignas(64) float sums[kFewRows * kMostTile];
   sum_inputs(w, tile, x, sums);
@@ -83,10 +89,8 @@ int64_t Linear::input_elements(const LinearCall& call) const {
   // Rows may be listed together, or one at a time beside others that are not.
   const int64_t listed =
       by_inputs(call) ? rows * non_zero_elements(1, call.w->in()) + non_zero_elements(rows, call.w->in()) : 0;
-  if (by_bytes(call)) {
-    const auto floats = static_cast<int64_t>(sizeof(InputBlock) / sizeof(float));
-    return listed + rows * ((call.w->in() / 32 * floats + kPadding - 1) / kPadding * kPadding);
-  }
+  // Each one's memory is padded.
+  if (by_bytes(call)) return listed + rows * quantised_elements(rows_of(call, 0, 1));
   return listed + (by_bf16_dot(call) ? 0 : rows * padded(call));
 }
 
@@ -110,8 +114,7 @@ void Linear::add_few(const LinearCall& call, float*& memory) {
   few_.push_back({call, memory, (call.w->out() + kOutBlock - 1) / kOutBlock});
   if (by_bytes(call)) {
     quantise_input(call, reinterpret_cast<InputBlock*>(memory));
-    const auto floats = static_cast<int64_t>(sizeof(InputBlock) / sizeof(float));
-    memory += (rows * in / 32 * floats + kPadding - 1) / kPadding * kPadding;
+    memory += quantised_elements(call);
   } else if (!by_bf16_dot(call)) {
     spread_input(call, padded(call), memory);
     memory += rows * padded(call);

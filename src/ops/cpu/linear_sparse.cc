@@ -10,12 +10,13 @@
 #include "ops/cpu/linear_decode.h"
 #include "ops/cpu/linear_sparse.h"
 #include "ops/cpu/simd-inl.h"
+#include "tensor/blocks.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace rwkvx::cpu::HWY_NAMESPACE {
 
-constexpr int64_t kStep = 32;   // outputs
-constexpr int64_t kBlock = 32;  // inputs of a q8_0 block
+constexpr int64_t kStep = kPairedOutputs;
+constexpr int64_t kBlock = kSmallBlock;  // inputs of a q8_0 block
 
 /// Two vectors of weights of one input: of outputs i … and 16 + i … of a step, i = 0, kLanes, … below 16.
 HWY_INLINE void load_pair(const float* step, int64_t i, V& low, V& high) {

@@ -10,7 +10,8 @@
 /// zero in all of them are not read. A row's result does not depend on the rows beside it.
 namespace rwkvx::cpu {
 
-inline constexpr int64_t kMostTile = 512;  ///< outputs
+inline constexpr int64_t kMostTile = 512;      ///< outputs
+inline constexpr int64_t kPairedOutputs = 32;  ///< among which bf16 weights are paired
 
 /// A matrix [out, in] in the order that this needs: tiles of outputs, in each the weights of one input after
 /// those of another, [out / tile][in][tile] (the last tile may be narrower, and is as wide as it is). In
