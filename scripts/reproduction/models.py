@@ -72,10 +72,13 @@ class Models:
         if seed is not None:
             settings["seed"] = seed
         text = patched(read_json(self.recipes / spec["mixture"]), mixture)
+        for source in text["sources"]:
+            source.update((spec.get("sources") or {}).get(source["name"], {}))
         if "phases" in spec:
             text["phases"] = spec["phases"]
         needs = [self.data]
-        fitted = made[spec["like"]] if "like" in spec else None
+        # One that goes on has its size already.
+        fitted = made[spec["like"]] if "like" in spec and "load" not in spec else None
         if fitted:
             needs.append(fitted)
         source = made[spec["load"]] if "load" in spec else None

@@ -108,20 +108,31 @@ void sparse_attention_keeping(Ops& ops, const AttentionWeights& w, ConstView x, 
 }
 
 void sparse_attention_backward(Ops& ops, const AttentionWeights& w, const AttentionGradients& dw,
-                               const AttentionKept& kept, const GateTeaching& gate, ConstView d_read, View dx,
+                               const AttentionKept& kept, const AttentionTeaching& teaching, ConstView d_read,
+                               View dx,
                                Arena& arena) {
   const Arena::Scope scope(arena);
   const auto real = [&] { return arena.take(ops.real(), dx.shape()); };
   const View dq = real(), dk = real(), dv = real();
   TrainingOps& training = ops.training();
   training.chunk_attention_backward(kept.call, {.dy = d_read, .dq = dq, .dk = dk, .dv = dv});
-  if (!gate.rows.empty()) {
-    training.gate_loss(kept.call, {.rows = gate.rows,
+  if (const auto& gate = teaching.gate; gate.scale > 0) {
+    training.gate_loss(kept.call, {.rows = teaching.rows,
+                                   .mentions = teaching.mentions,
                                    .scale = gate.scale,
                                    .losses = gate.losses,
                                    .hits = gate.hits,
                                    .dq = dq,
                                    .dk = dk});
+  }
+  if (const auto& pointing = teaching.pointing; pointing.scale > 0) {
+    training.pointing_loss(kept.call, {.rows = teaching.rows,
+                                       .mentions = *teaching.mentions,
+                                       .scale = pointing.scale,
+                                       .losses = pointing.losses,
+                                       .hits = pointing.hits,
+                                       .dq = dq,
+                                       .dk = dk});
   }
   const std::array<LinearBackward, 3> projections{{
       {dq, kept.x, &w.receptance, dx, dw.receptance},

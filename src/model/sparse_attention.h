@@ -3,6 +3,7 @@
 #include "model/batch.h"
 #include "model/kv_store.h"
 #include "model/weights.h"
+#include "ops/training.h"
 #include "tensor/arena.h"
 
 namespace rwkvx {
@@ -27,11 +28,14 @@ struct AttentionKept {
   ChunkAttention call;                        // with y, lse and chosen
 };
 
-/// How the gate is taught, beside the attention's own gradient.
-struct GateTeaching {
-  std::span<const int64_t> rows;  ///< sampled queries, rising; none: not taught
-  float scale = 0;                ///< GateLoss::scale
-  View losses, hits;              ///< [n, H] real
+/// How attention and its gate are taught where to look, beside the attention's own gradient.
+struct AttentionTeaching {
+  std::span<const int64_t> rows;     ///< sampled queries, rising; none: not taught
+  std::optional<Mentions> mentions;  ///< of those, where the pointing loss is on
+  struct Loss {
+    float scale = 0;    ///< GateLoss::scale, PointingLoss::scale; 0: off
+    View losses, hits;  ///< [n, H] real
+  } gate, pointing;
 };
 
 /// Memory for all of that but x, for sequences from empty states. `chunk_size` and `top_k` as in ModelConfig.
@@ -46,7 +50,8 @@ void sparse_attention_keeping(Ops& ops, const AttentionWeights& w, ConstView x, 
 /// d_read [R, C] is the gradient of kept.call.y; dx [R, C] real is written. Gradients of weights are added
 /// to.
 void sparse_attention_backward(Ops& ops, const AttentionWeights& w, const AttentionGradients& dw,
-                               const AttentionKept& kept, const GateTeaching& gate, ConstView d_read, View dx,
+                               const AttentionKept& kept, const AttentionTeaching& teaching, ConstView d_read,
+                               View dx,
                                Arena& arena);
 
 }  // namespace rwkvx

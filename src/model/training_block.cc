@@ -329,7 +329,7 @@ void SparseTrainingBlock::forward(const TrainingRows& rows, const SparseBlockWei
 }
 
 void SparseTrainingBlock::backward(const TrainingRows& rows, const SparseBlockWeights& w,
-                                   const SparseBlockGradients& dw, const GateTeaching& gate, View d) {
+                                   const SparseBlockGradients& dw, const AttentionTeaching& teaching, View d) {
   const Arena::Scope scope(rows.arena);
   TrainingOps& training = rows.ops.training();
   const Shape all = rows.x.shape();
@@ -372,7 +372,7 @@ void SparseTrainingBlock::backward(const TrainingRows& rows, const SparseBlockWe
     }
   }
   const View d_normed = rows.arena.take(rows.ops.real(), all);
-  sparse_attention_backward(rows.ops, w.att, dw.att, attention_, gate, d_read, d_normed, rows.arena);
+  sparse_attention_backward(rows.ops, w.att, dw.att, attention_, teaching, d_read, d_normed, rows.arena);
   norm_backward(training, w.ln1, dw.ln1, x_, d_normed, d, true);
 }
 

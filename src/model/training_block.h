@@ -55,7 +55,7 @@ class SparseTrainingBlock {
  public:
   void forward(const TrainingRows& rows, const SparseBlockWeights& w, Keeping keeping);
   void backward(const TrainingRows& rows, const SparseBlockWeights& w, const SparseBlockGradients& dw,
-                const GateTeaching& gate, View d);
+                const AttentionTeaching& teaching, View d);
 
  private:
   SecondHalfKept memory(const Slice& slice) const;

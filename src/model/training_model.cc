@@ -16,6 +16,7 @@ struct TrainingModel::Pass {
   TrainingRows rows;
   std::span<const int32_t> tokens{}, targets{};
   std::span<const float> weights{};  // of the losses, with LongCE's; or empty
+  std::span<const int64_t> earlier{};
   // One for each block, of which one is used; with a backward only.
   std::vector<RwkvTrainingBlock> rwkv{};
   std::vector<SparseTrainingBlock> sparse{};
@@ -74,6 +75,31 @@ std::vector<int64_t> sample_queries(const Batch& batch, std::span<const float> w
   return sampled;
 }
 
+/// Mentions of what queries have to say, one query's behind another's.
+struct MentionList {
+  std::vector<int64_t> ends, rows;
+  size_t queries = 0;  // that have some
+};
+
+/// All that are known, the last first.
+MentionList mentions_of(std::span<const int64_t> queries, const Batch& batch, std::span<const int64_t> earlier) {
+  MentionList list;
+  size_t sequence = 0;
+  for (const int64_t query : queries) {
+    while (batch.offsets[sequence + 1] <= query) ++sequence;
+    const size_t before = list.rows.size();
+    for (int64_t row = query; row >= batch.offsets[sequence];) {
+      const int64_t mention = earlier[static_cast<size_t>(row)];
+      if (mention < 0) break;
+      list.rows.push_back(mention);
+      row = mention - 1;  // whose target it is
+    }
+    list.queries += list.rows.size() > before ? 1 : 0;
+    list.ends.push_back(static_cast<int64_t>(list.rows.size()));
+  }
+  return list;
+}
+
 }  // namespace
 
 TrainingModel::TrainingModel(Parameters& parameters)
@@ -103,6 +129,7 @@ void TrainingModel::check(const TrainingBatch& batch) const {
   RWKVX_ASSERT(batch.targets.size() == rows);
   RWKVX_ASSERT(batch.weights.empty() || batch.weights.size() == rows);
   RWKVX_ASSERT(batch.resets.empty() || batch.resets.size() == rows);
+  RWKVX_ASSERT(batch.earlier.empty() || batch.earlier.size() == rows);
   for (size_t i = 0; i < rows; ++i) {
     if (batch.tokens[i] < 0 || batch.tokens[i] >= V) {
       fail("token {} at row {} of the batch is outside the model's vocabulary of {}", batch.tokens[i], i, V);
@@ -122,6 +149,7 @@ TrainingModel::Pass TrainingModel::begin(const TrainingBatch& batch, int64_t sli
   pass.rows.v_first = arena_.take(ops().real(), all);
   pass.tokens = batch.tokens;
   pass.targets = batch.targets;
+  pass.earlier = batch.earlier;
   return pass;
 }
 
@@ -229,41 +257,58 @@ std::vector<float> TrainingModel::longce_weights(const TrainingBatch& batch, con
 void TrainingModel::blocks_backward(Pass& pass, const TrainingOptions& options, View d,
                                     TrainingResult& result) {
   const ModelConfig& c = parameters_.config();
+  const bool teach = options.gate.weight > 0 || options.gate.pointing > 0;
   const std::vector<int64_t> queries =
-      options.gate.weight > 0 ? sample_queries(pass.rows.batch, pass.weights, c.chunk_size, options.gate)
-                              : std::vector<int64_t>();
-  std::vector<GateTeaching> taught;
+      teach ? sample_queries(pass.rows.batch, pass.weights, c.chunk_size, options.gate)
+            : std::vector<int64_t>();
+  const MentionList mentions = options.gate.pointing > 0 && !pass.earlier.empty()
+                                   ? mentions_of(queries, pass.rows.batch, pass.earlier)
+                                   : MentionList();
+  std::vector<AttentionTeaching> taught;
   for (size_t i = order_.size(); i-- > lowest_;) {
     const auto at = static_cast<size_t>(order_[i].index);
-    GateTeaching gate;
+    AttentionTeaching teaching;
     if (order_[i].sparse && !queries.empty()) {
-      const auto n = static_cast<int64_t>(queries.size());
-      gate.rows = queries;
-      gate.scale = options.gate.weight / static_cast<float>(n * c.heads());
-      gate.losses = arena_.take(ops().real(), {n, c.heads()});
-      gate.hits = arena_.take(ops().real(), {n, c.heads()});
-      taught.push_back(gate);
+      teaching.rows = queries;
+      if (!mentions.ends.empty()) teaching.mentions = Mentions{mentions.ends, mentions.rows};
+      const auto loss = [&](float weight, size_t of) {
+        const Shape shape{static_cast<int64_t>(queries.size()), c.heads()};
+        return AttentionTeaching::Loss{weight / static_cast<float>(static_cast<int64_t>(of) * c.heads()),
+                                       arena_.take(ops().real(), shape), arena_.take(ops().real(), shape)};
+      };
+      if (options.gate.weight > 0) teaching.gate = loss(options.gate.weight, queries.size());
+      if (mentions.queries > 0) teaching.pointing = loss(options.gate.pointing, mentions.queries);
+      taught.push_back(teaching);
     }
     if (order_[i].sparse) {
       pass.sparse[i].backward(pass.rows, parameters_.weights().sparse[at], parameters_.gradients().sparse[at],
-                              gate, d);
+                              teaching, d);
     } else {
       pass.rwkv[i].backward(pass.rows, parameters_.weights().blocks[at], parameters_.gradients().blocks[at],
                             d);
     }
   }
-  int64_t judged = 0;
-  for (const GateTeaching& gate : taught) {
-    const auto blocks = static_cast<double>(taught.size());
-    const std::vector<double> losses = to_host(ops(), gate.losses), hits = to_host(ops(), gate.hits);
-    result.gate_loss +=
-        std::accumulate(losses.begin(), losses.end(), 0.0) / static_cast<double>(losses.size()) / blocks;
-    for (const double hit : hits) {
-      judged += hit >= 0 ? 1 : 0;
-      result.gate_hits += hit > 0 ? 1 : 0;
+  const auto mean = [&](AttentionTeaching::Loss AttentionTeaching::*which, double& loss, double& hits) {
+    int64_t judged = 0;
+    double sum = 0;
+    for (const AttentionTeaching& teaching : taught) {
+      if (!((teaching.*which).scale > 0)) continue;
+      const std::vector<double> losses = to_host(ops(), (teaching.*which).losses);
+      const std::vector<double> found = to_host(ops(), (teaching.*which).hits);
+      sum += std::accumulate(losses.begin(), losses.end(), 0.0) *
+             static_cast<double>((teaching.*which).scale);
+      for (const double hit : found) {
+        judged += hit >= 0 ? 1 : 0;
+        hits += hit > 0 ? 1 : 0;
+      }
     }
-  }
-  if (judged > 0) result.gate_hits /= static_cast<double>(judged);
+    loss = sum / static_cast<double>(std::max<size_t>(1, taught.size()));
+    if (judged > 0) hits /= static_cast<double>(judged);
+  };
+  mean(&AttentionTeaching::gate, result.gate_loss, result.gate_hits);
+  mean(&AttentionTeaching::pointing, result.pointing_loss, result.pointing_hits);
+  if (options.gate.weight > 0) result.gate_loss /= static_cast<double>(options.gate.weight);
+  if (options.gate.pointing > 0) result.pointing_loss /= static_cast<double>(options.gate.pointing);
 }
 
 TrainingResult TrainingModel::forward_backward(const TrainingBatch& batch, const TrainingOptions& options) {

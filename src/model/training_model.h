@@ -18,16 +18,22 @@ struct TrainingBatch {
   std::span<const float> weights = {};  ///< [R] of the losses, or empty: 1
   std::span<const uint8_t> resets =
       {};  ///< [R] or empty; where not 0, WKV states are forgotten before the row
+  /// [R] or empty: the last row whose token is an earlier mention of this row's target, or −1; the target of
+  /// the row before that one leads to the mention before.
+  std::span<const int64_t> earlier = {};
 };
 
-/// Teaches the gate of chunk attention, docs/math/sparse_attention.md.
+/// Teaches chunk attention where to look, docs/math/sparse_attention.md.
 struct GateLossOptions {
-  float weight = 0;       ///< λ; 0: off
+  float weight = 0;       ///< λ of the selection loss; 0: off
   int64_t samples = 512;  ///< queries of a batch, of those that have an earlier chunk
   uint64_t seed = 0;      ///< of the choice
   /// Rows are sampled as often as the weights of their losses say, and not all alike: where few tokens need
   /// what is far, the gate is taught by those.
   bool by_weight = false;
+  /// Of the pointing loss, for the sampled queries whose targets were said before; 0: off. With it, the
+  /// selection loss follows those mentions too.
+  float pointing = 0;
 };
 
 inline constexpr uint64_t kActivationBytes = uint64_t{4'000'000'000};
@@ -61,6 +67,8 @@ struct TrainingResult {
   std::vector<float> longce;  ///< [R] LongCE weights; empty without LongCE
   double gate_loss = 0;       ///< mean over samples, heads and blocks, without λ
   double gate_hits = 0;       ///< how often the gate's first chunk is the first by attention's mass
+  double pointing_loss = 0;   ///< mean over taught queries, heads and blocks, without λ
+  double pointing_hits = 0;   ///< how often no key scores higher than a mention
 };
 
 /// Loss and gradients of a model whose weights are Parameters. Calls on one Ops instance must not overlap.

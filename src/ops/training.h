@@ -1,5 +1,8 @@
 #pragma once
 
+#include <optional>
+#include <span>
+
 #include "ops/ops.h"
 
 /// The operations of training: the backward of each operation of ops.h, losses and the optimizer. docs/math/
@@ -85,16 +88,41 @@ struct ChunkAttentionGradients {
   View dq, dk, dv;  ///< [R, C]
 };
 
+/// Where stands what sampled queries have to say: earlier mentions of it, in the query's sequence.
+struct Mentions {
+  std::span<const int64_t> ends;  ///< [n]: query i has those from ends[i − 1] (of the first: 0) to ends[i]
+  std::span<const int64_t> rows;  ///< rows of keys, none behind its query
+  std::span<const int64_t> of(size_t query) const {
+    const auto first = static_cast<size_t>(query == 0 ? 0 : ends[query - 1]);
+    return rows.subspan(first, static_cast<size_t>(ends[query]) - first);
+  }
+};
+
 /// Teaches the gate of chunk attention where attention would look (docs/math/sparse_attention.md): for
 /// sampled queries and each head, the cross entropy between the mass that full causal attention puts on each
 /// earlier chunk (a constant) and the softmax of the gates, weighted with the mass outside the own chunk.
+/// Where mentions are known, only the mass on them counts, as if it were all.
 /// As in ChunkAttentionGradients, pages hold all rows.
 struct GateLoss {
   std::span<const int64_t> rows;  ///< the sampled queries, n of R, rising
+  std::optional<Mentions> mentions = {};
   float scale = 0;                ///< λ / (n · H): of the gradient
   View losses;                    ///< [n, H] real: not scaled; 0 in the first chunk
   View hits;    ///< [n, H] real: 1 where the chunk with the largest gate has the largest mass, 0
                 ///< where not, −1 in the first chunk
+  View dq, dk;  ///< [R, C], +=
+};
+
+/// Teaches attention where what it has to say stands (docs/math/sparse_attention.md): for sampled queries and
+/// each head, −log of the mass that full causal attention puts on the mentions. As in
+/// ChunkAttentionGradients, pages hold all rows.
+struct PointingLoss {
+  std::span<const int64_t> rows;  ///< the sampled queries, n of R, rising
+  Mentions mentions;              ///< those that have none are not taught
+  float scale = 0;                ///< of the gradient: λ / (taught queries · H)
+  View losses;                    ///< [n, H] real: not scaled; 0 where there is no mention
+  View hits;    ///< [n, H] real: 1 where no key has a higher score than a mention, 0 where one has, −1 where
+                ///< there is no mention
   View dq, dk;  ///< [R, C], +=
 };
 
@@ -154,6 +182,7 @@ class TrainingOps {
                                         const ChunkAttentionGradients& gradients) = 0;
 
   virtual void gate_loss(const ChunkAttention& forward, const GateLoss& loss) = 0;
+  virtual void pointing_loss(const ChunkAttention& forward, const PointingLoss& loss) = 0;
   virtual void cross_entropy(const CrossEntropy& call) = 0;
 
   /// sums[i] = Σ xs[i]², in float64. Waits for the result. NaN and infinity in x show in the sum.

@@ -13,6 +13,10 @@ struct TrainBatch {
   std::vector<float> weights;       ///< [R], of each row's loss; empty: 1
   std::vector<uint8_t> resets;      ///< [R]; 1: the WKV states forget what came before this row; empty: none
 
+  /// [R] or empty: where the target was said before, in the row's sequence: the last row whose token says it;
+  /// −1: nowhere, or it is not known. That row's own target before it leads to the mention before, and so on.
+  std::vector<int64_t> earlier;
+
   /// Rows whose targets are an answer together: right when all of them are.
   struct Answer {
     int64_t begin = 0, end = 0;

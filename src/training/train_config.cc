@@ -49,6 +49,8 @@ void check(const TrainConfig& c) {
   if (!c.chat.empty() && !c.curriculum.empty()) refuse("--curriculum is for --data and --mixture");
   if (!c.mixture.empty() && c.document_resets)
     refuse("--document-resets is for --data alone; a mixture has \"resets\"");
+  if (c.pointing_loss > 0 && c.mixture.empty())
+    refuse("--pointing-loss is for --mixture: only its samples know where their answers were said before");
   if (c.load.empty()) {
     if (c.stage != "full") refuse("--stage {} needs a model to go on with: pass --load", c.stage);
     check_range("layers", static_cast<double>(c.layers), 1, 4096);
@@ -78,6 +80,7 @@ void check(const TrainConfig& c) {
   check_range("clip", c.clip, 0, 1e9);
   check_range("l2wrap", c.l2wrap, 0, 1);
   check_range("gate-loss", c.gate_loss, 0, 1e3);
+  check_range("pointing-loss", c.pointing_loss, 0, 1e3);
   at_least("gate-rows", c.gate_rows, 1);
   check_range("threads", static_cast<double>(c.threads), 0, 4096);
   at_least("log-every", c.log_every, 1);

@@ -37,6 +37,7 @@ struct TrainConfig {
   double l2wrap = 1e-4;
   std::string longce = "";
   double gate_loss = 0;
+  double pointing_loss = 0;
   int64_t gate_rows = 512;
   std::string gate_by = "rows";
   // How it is computed and recorded
@@ -117,7 +118,11 @@ void TrainConfig::for_each_setting(Self& c, Visit&& visit) {
         "LongCE: off, paper (4096/1024/5), rwkvx (4000/4000/10) or WINDOW/STRIDE/GAMMA; default: off, and "
         "paper in the long stage");
   visit("gate-loss", c.gate_loss, group, "Factor of the selection loss, which teaches the gate; 0: off");
-  visit("gate-rows", c.gate_rows, group, "Query positions of a batch that the selection loss samples");
+  visit("pointing-loss", c.pointing_loss, group,
+        "Factor of the pointing loss, which teaches attention and gate where the answers of a --mixture were "
+        "said before; 0: off");
+  visit("gate-rows", c.gate_rows, group,
+        "Query positions of a batch that the selection and the pointing loss sample");
   visit("gate-by", c.gate_by, group,
         "How it samples them: rows, all alike, or weights, as often as their losses count");
   group = "Run";

@@ -33,7 +33,7 @@ bool trains(const TrainConfig& config, const TensorSpec& spec) {
 }
 
 TrainingBatch spans(const TrainBatch& batch) {
-  return {batch.tokens, batch.targets, batch.offsets, batch.weights, batch.resets};
+  return {batch.tokens, batch.targets, batch.offsets, batch.weights, batch.resets, batch.earlier};
 }
 
 /// Lines of JSON behind each other, flushed one by one.
@@ -93,6 +93,7 @@ class Trainer::Impl {
     options.longce = parse_longce(config.longce);
     // Each batch has its own mean of the selection loss; a step has the mean of those.
     options.gate.weight = static_cast<float>(config.gate_loss / static_cast<double>(config.accumulate));
+    options.gate.pointing = static_cast<float>(config.pointing_loss / static_cast<double>(config.accumulate));
     options.gate.samples = config.gate_rows;
     options.gate.by_weight = config.gate_by == "weights";
     options.activation_bytes = static_cast<uint64_t>(1e9 * config.activation_gb);
@@ -172,7 +173,7 @@ class Trainer::Impl {
     if (!(counted > 0 && weight > 0)) counted = weight = 1;
     options.divisor = weight;
     options.l2wrap = static_cast<float>(config.l2wrap * (weight / counted));
-    double gate_loss = 0, gate_hits = 0;
+    double gate_loss = 0, gate_hits = 0, pointing_loss = 0, pointing_hits = 0;
     AnswerCounts answers;
     const auto share = 1 / static_cast<double>(batches.size());
     for (size_t i = 0; i < batches.size(); ++i) {
@@ -185,11 +186,17 @@ class Trainer::Impl {
       count_answers(batches[i], result.hits, answers);
       gate_loss += result.gate_loss * share;
       gate_hits += result.gate_hits * share;
+      pointing_loss += result.pointing_loss * share;
+      pointing_hits += result.pointing_hits * share;
       if (!std::isfinite(result.loss)) stop_for(result, batches[i]);
     }
     if (options.gate.weight > 0 && parameters.config().sparse_blocks > 0) {
       r.gate_loss = gate_loss;
       r.gate_hits = gate_hits;
+    }
+    if (options.gate.pointing > 0 && parameters.config().sparse_blocks > 0) {
+      r.pointing_loss = pointing_loss;
+      r.pointing_hits = pointing_hits;
     }
     try {
       r.gradient_norm = optimizer.gradient_norm();
@@ -295,6 +302,8 @@ class Trainer::Impl {
                                            {"tokens_per_second", r.tokens_per_second}};
     if (r.gate_loss) scalars.emplace_back("gate_loss", *r.gate_loss);
     if (r.gate_hits) scalars.emplace_back("gate_hits", *r.gate_hits);
+    if (r.pointing_loss) scalars.emplace_back("pointing_loss", *r.pointing_loss);
+    if (r.pointing_hits) scalars.emplace_back("pointing_hits", *r.pointing_hits);
     if (r.answers) scalars.emplace_back("answers", *r.answers);
     if (r.held_out) scalars.emplace_back("held_out_loss", *r.held_out);
     if (r.held_out_answers) scalars.emplace_back("held_out_answers", *r.held_out_answers);

@@ -20,7 +20,7 @@ struct StepReport {
   double gradient_norm = 0;  ///< before clipping
   double rate = 0;
   double tokens_per_second = 0, seconds_left = 0;
-  std::optional<double> gate_loss, gate_hits;
+  std::optional<double> gate_loss, gate_hits, pointing_loss, pointing_hits;
   std::optional<double> answers;  ///< of the step: share of the answers all of whose tokens are the likeliest
   std::optional<double> held_out;  ///< mean cross entropy of the held-out samples, where it was measured
   /// The same share of held-out answers, and where the WKV states are emptied before each question.

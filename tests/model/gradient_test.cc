@@ -293,6 +293,52 @@ TEST_F(TrainingModelTest, GateLossIsAddedToTheSparseBlocks) {
   EXPECT_GT(distance(at[2], at[0]).rms, 1e-3);
 }
 
+/// Targets that are said to have been said before move queries and keys, in proportion to the factor, and
+/// nothing but those rows counts.
+TEST_F(TrainingModelTest, PointingLossIsOfRowsWithMentions) {
+  const auto last_sparse = [](const TensorSpec& spec) {
+    return spec.name == "moba.0.att.receptance.weight" || spec.name == "moba.0.att.key.weight";
+  };
+  Parameters parameters(golden_.checkpoint->config, *ops_, last_sparse);
+  parameters.load(*golden_.checkpoint);
+  TrainingModel model(parameters);
+  const size_t rows = golden_.tokens.size();
+  std::vector<int64_t> earlier(rows, -1);
+  const auto run = [&](float factor, bool known) {
+    TrainingOptions options;
+    options.gate.pointing = factor;
+    options.gate.samples = static_cast<int64_t>(rows);
+    TrainingBatch batch = golden_.batch();
+    if (known) batch.earlier = earlier;
+    parameters.zero_gradients();
+    const TrainingResult result = model.forward_backward(batch, options);
+    return std::pair(result, gradients_of(parameters));
+  };
+  const auto none = run(1, true), off = run(0, true);
+  EXPECT_EQ(none.second, off.second) << "no mention is known";
+  EXPECT_EQ(none.first.pointing_loss, 0);
+  // The last row's target was said by the third row of its sequence, and before that by the first.
+  const int64_t first = golden_.offsets[golden_.offsets.size() - 2];
+  const auto before = static_cast<size_t>(first) + 1;
+  ASSERT_GT(rows, before + 2);
+  earlier[rows - 1] = first + 2;
+  earlier[before] = first;
+  EXPECT_EQ(run(1, false).second, off.second) << "they are not given";
+  const auto one = run(1, true), two = run(2, true);
+  EXPECT_GT(one.first.pointing_loss, 0);
+  EXPECT_NEAR(one.first.pointing_loss, two.first.pointing_loss, 1e-5);
+  std::vector<float> once, twice;
+  for (size_t i = 0; i < off.second.size(); ++i) {
+    once.push_back(2 * (one.second[i] - off.second[i]));
+    twice.push_back(two.second[i] - off.second[i]);
+  }
+  EXPECT_LE(distance(once, twice).rms, 1e-4);
+  EXPECT_GT(distance(one.second, off.second).rms, 1e-3);
+  const double both = one.first.pointing_loss;
+  earlier[before] = -1;
+  EXPECT_GT(run(1, true).first.pointing_loss, both) << "a mention fewer holds less of the attention";
+}
+
 /// Sampled by weight, rows without one teach nothing: as if the others were the batch's only candidates.
 TEST_F(TrainingModelTest, GateIsTaughtByTheRowsThatCount) {
   const auto last_sparse = [](const TensorSpec& spec) {

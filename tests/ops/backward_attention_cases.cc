@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <list>
+#include <set>
 
 #include "cases.h"
 #include "ops/training.h"
@@ -121,14 +122,55 @@ struct AttentionBackward final : AttentionCase {
   }
 };
 
-struct GateLossCase final : AttentionCase {
+/// Losses of sampled queries, against full attention.
+struct SampledCase : AttentionCase {
   using AttentionCase::AttentionCase;
   static constexpr float kScale = 0.3f;
-  std::string describe() const override { return "gate_loss " + sizes(); }
   std::vector<int64_t> rows() const {
     std::vector<int64_t> sampled;
     for (int64_t t = offsets.back() - 1; t >= 0; t -= 3) sampled.insert(sampled.begin(), t);
     return sampled;
+  }
+  size_t sequence_of(int64_t row) const {
+    size_t s = 0;
+    while (offsets[s + 1] <= row) ++s;
+    return s;
+  }
+  /// None, one, two or three of the rows up to each sampled one.
+  struct Mentioned {
+    std::vector<int64_t> ends, rows;
+  };
+  Mentioned mentioned() const {
+    Mentioned list;
+    for (const int64_t row : rows()) {
+      const int64_t first = offsets[sequence_of(row)], count = (row / 3) % 4;
+      for (int64_t i = 0; i < count && row - 5 * i * i >= first; ++i)
+        list.rows.push_back(i == 0 ? first + (row - first) * 2 / 3 : first + (row - first) / (3 + 2 * i));
+      std::sort(list.rows.begin() + (list.ends.empty() ? 0 : list.ends.back()), list.rows.end());
+      list.rows.erase(
+          std::unique(list.rows.begin() + (list.ends.empty() ? 0 : list.ends.back()), list.rows.end()),
+          list.rows.end());
+      list.ends.push_back(static_cast<int64_t>(list.rows.size()));
+    }
+    return list;
+  }
+  double dot(const std::vector<double>& q, const std::vector<double>& k, int64_t query, int64_t key,
+             int64_t h) const {
+    double sum = 0;
+    for (int64_t n = 0; n < N; ++n) {
+      sum += q[static_cast<size_t>((query * heads + h) * N + n)] *
+             k[static_cast<size_t>((key * heads + h) * N + n)];
+    }
+    return sum;
+  }
+};
+
+struct GateLossCase final : SampledCase {
+  GateLossCase(int64_t h, int64_t b, int64_t k, std::vector<int64_t> o, bool f, bool known)
+      : SampledCase(h, b, k, std::move(o), f), mentions_known(known) {}
+  bool mentions_known;
+  std::string describe() const override {
+    return "gate_loss " + sizes() + (mentions_known ? " with mentions" : "");
   }
   void forward(Run& run) const override {
     const Shape all{offsets.back(), heads * N};
@@ -138,11 +180,17 @@ struct GateLossCase final : AttentionCase {
   /// From the definition. The masses are constants: those of the unchanged q and k.
   double loss(const Run& forward, const Run& backward) const override {
     double sum = 0;
-    for (const int64_t row : rows()) {
-      size_t s = 0;
-      while (offsets[s + 1] <= row) ++s;
+    const auto sampled = rows();
+    const Mentioned list = mentioned();
+    for (size_t i = 0; i < sampled.size(); ++i) {
+      const int64_t row = sampled[i];
+      const size_t s = sequence_of(row);
+      std::set<int64_t> only;
+      if (mentions_known) {
+        for (const int64_t mention : Mentions{list.ends, list.rows}.of(i)) only.insert(mention);
+      }
       for (int64_t h = 0; h < heads; ++h) {
-        const auto mass = masses(backward.initial("q"), backward.initial("k"), offsets[s], row, h);
+        const auto mass = masses(backward.initial("q"), backward.initial("k"), offsets[s], row, h, only);
         const auto gate = gates(forward.initial("q"), forward.initial("k"), offsets[s], row, h);
         double total = 0;
         for (const double g : gate) total += std::exp(g);
@@ -159,6 +207,8 @@ struct GateLossCase final : AttentionCase {
     const Shape shape{static_cast<int64_t>(sampled.size()), heads};
     GateLoss loss;
     loss.rows = sampled;
+    const Mentioned list = mentioned();
+    if (mentions_known) loss.mentions = Mentions{list.ends, list.rows};
     loss.scale = kScale;
     loss.losses = run.output("losses", kReal, shape);
     loss.hits = run.output("hits", kReal, shape);
@@ -178,15 +228,6 @@ struct GateLossCase final : AttentionCase {
   }
 
  private:
-  double dot(const std::vector<double>& q, const std::vector<double>& k, int64_t query, int64_t key,
-             int64_t h) const {
-    double sum = 0;
-    for (int64_t n = 0; n < N; ++n) {
-      sum += q[static_cast<size_t>((query * heads + h) * N + n)] *
-             k[static_cast<size_t>((key * heads + h) * N + n)];
-    }
-    return sum;
-  }
   /// q · mean key of each chunk before that of `row`; the sequence begins at row `first`.
   std::vector<double> gates(const std::vector<double>& q, const std::vector<double>& k, int64_t first,
                             int64_t row, int64_t h) const {
@@ -198,16 +239,71 @@ struct GateLossCase final : AttentionCase {
     return gate;
   }
   std::vector<double> masses(const std::vector<double>& q, const std::vector<double>& k, int64_t first,
-                             int64_t row, int64_t h) const {
+                             int64_t row, int64_t h, const std::set<int64_t>& only) const {
     std::vector<double> mass(static_cast<size_t>((row - first) / chunk_size + 1), 0.0);
     double total = 0;
     for (int64_t i = first; i <= row; ++i) {
-      const double p = std::exp(dot(q, k, row, i, h) / 8);
+      const double p = only.empty() || only.contains(i) ? std::exp(dot(q, k, row, i, h) / 8) : 0;
       mass[static_cast<size_t>((i - first) / chunk_size)] += p;
       total += p;
     }
     for (double& m : mass) m /= total;
     return mass;
+  }
+};
+
+struct PointingLossCase final : SampledCase {
+  using SampledCase::SampledCase;
+  std::string describe() const override { return "pointing_loss " + sizes(); }
+  void forward(Run& run) const override {
+    const Shape all{offsets.back(), heads * N};
+    run.input("q", kReal, all, normal());
+    run.input("k", kReal, all, normal());
+  }
+  /// From the definition.
+  double loss(const Run& forward, const Run&) const override {
+    double sum = 0;
+    const auto sampled = rows();
+    const Mentioned list = mentioned();
+    const std::vector<double> q = forward.initial("q"), k = forward.initial("k");
+    for (size_t i = 0; i < sampled.size(); ++i) {
+      const auto mentions = Mentions{list.ends, list.rows}.of(i);
+      for (int64_t h = 0; h < heads && !mentions.empty(); ++h) {
+        const auto p = [&](int64_t key) { return std::exp(dot(q, k, sampled[i], key, h) / 8); };
+        double all = 0, some = 0;
+        for (int64_t key = offsets[sequence_of(sampled[i])]; key <= sampled[i]; ++key) all += p(key);
+        for (const int64_t key : mentions) some += p(key);
+        sum += std::log(all / some);
+      }
+    }
+    return static_cast<double>(kScale) * sum;
+  }
+  void run(Run& run) const override {
+    const Shape all{offsets.back(), heads * N};
+    std::list<Pages> pages;
+    const ChunkAttention call = inputs(run, pages);
+    const auto sampled = rows();
+    const Mentioned list = mentioned();
+    const Shape shape{static_cast<int64_t>(sampled.size()), heads};
+    PointingLoss loss;
+    loss.rows = sampled;
+    loss.mentions = {list.ends, list.rows};
+    loss.scale = kScale;
+    loss.losses = run.output("losses", kReal, shape);
+    loss.hits = run.output("hits", kReal, shape);
+    loss.dq = run.inout("dq", kReal, all, normal());
+    loss.dk = run.inout("dk", kReal, all, normal());
+    run.ops().training().pointing_loss(call, loss);
+  }
+  /// Scores are sums of 64 products, scaled with 1/8; shares are off by their errors.
+  Tolerance tolerance(const Run& reference, const std::string& output) const override {
+    if (output == "hits") return {};
+    const double q = reference.max_norm("q", N), k = reference.max_norm("k", N);
+    const double score = sum_error(N) * q * k / 8 + 8 * kF32;
+    if (output == "losses") return {2 * score + sum_error(longest()) * 8 + 40 * kF32, 0};
+    const auto samples = static_cast<double>(rows().size());
+    const double ds = static_cast<double>(kScale) * (3 * score + sum_error(longest())) / 8;
+    return {6 * ds * std::sqrt(samples) + 8 * kF32 * 6, 4 * kF32};
   }
 };
 
@@ -234,10 +330,25 @@ Cases gate_loss_cases(Precision) {
   Cases cases;
   const auto add = [&](int64_t heads, int64_t chunk, std::vector<int64_t> offsets) {
     for (const bool bf16 : {false, true}) {
-      cases.push_back(std::make_unique<GateLossCase>(heads, chunk, 3, offsets, bf16));
+      for (const bool known : {false, true})
+        cases.push_back(std::make_unique<GateLossCase>(heads, chunk, 3, offsets, bf16, known));
     }
   };
   add(1, 16, {0, 16});
+  add(1, 16, {0, 33});
+  add(2, 16, {0, 1, 40, 97});
+  add(1, 7, {0, 60});
+  add(2, 64, {0, 300});
+  return cases;
+}
+
+Cases pointing_loss_cases(Precision) {
+  Cases cases;
+  const auto add = [&](int64_t heads, int64_t chunk, std::vector<int64_t> offsets) {
+    for (const bool bf16 : {false, true})
+      cases.push_back(std::make_unique<PointingLossCase>(heads, chunk, 3, offsets, bf16));
+  };
+  add(1, 16, {0, 1});
   add(1, 16, {0, 33});
   add(2, 16, {0, 1, 40, 97});
   add(1, 7, {0, 60});

@@ -27,6 +27,7 @@ Cases wkv7_backward_cases(Precision precision);
 Cases wkv7_output_backward_cases(Precision precision);
 Cases chunk_attention_backward_cases(Precision precision);
 Cases gate_loss_cases(Precision precision);
+Cases pointing_loss_cases(Precision precision);
 Cases cross_entropy_cases(Precision precision);
 Cases adamw_cases(Precision precision);
 

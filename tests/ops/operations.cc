@@ -25,6 +25,7 @@ const std::vector<std::pair<std::string, std::function<Cases(Precision)>>>& oper
       {"wkv7_output_backward", wkv7_output_backward_cases},
       {"chunk_attention_backward", chunk_attention_backward_cases},
       {"gate_loss", gate_loss_cases},
+      {"pointing_loss", pointing_loss_cases},
       {"cross_entropy", cross_entropy_cases},
       {"adamw", adamw_cases},
   };

@@ -142,6 +142,49 @@ TEST_F(MixtureTest, AnswersWereSaidBefore) {
   }
 }
 
+/// All of an answer but punctuation and spaces stands where its rows' mentions say, character by character,
+/// and a chain of mentions ends at the first.
+TEST_F(MixtureTest, MentionsLeadToWhatIsAskedFor) {
+  for (const char* kind : kKinds) {
+    SCOPED_TRACE(kind);
+    const auto data = source(kind, 900);
+    size_t answered = 0, known = 0, longest = 0;
+    TrainBatch batch;
+    for (uint64_t i = 0; i < 40; ++i) data->add(i, batch);  // rows are counted from the batch's first
+    ASSERT_EQ(batch.earlier.size(), batch.tokens.size());
+    for (size_t s = 0; s + 1 < batch.offsets.size(); ++s) {
+      for (int64_t row = batch.offsets[s]; row < batch.offsets[s + 1]; ++row) {
+        size_t chain = 0;
+        for (int64_t at = row; at >= batch.offsets[s] && batch.earlier[static_cast<size_t>(at)] >= 0;) {
+          const int64_t mention = batch.earlier[static_cast<size_t>(at)];
+          ASSERT_GE(mention, batch.offsets[s]) << "another sequence's";
+          ASSERT_LE(mention, at);
+          ASSERT_EQ(batch.tokens[static_cast<size_t>(mention)], batch.targets[static_cast<size_t>(row)]);
+          at = mention - 1;
+          ++chain;
+        }
+        longest = std::max(longest, chain);
+      }
+    }
+    for (const TrainBatch::Answer& a : batch.answers) {
+      for (int64_t row = a.begin; row < a.end; ++row) {
+        const auto at = static_cast<size_t>(row);
+        if (std::string(kind).find("needles") != std::string::npos && std::isxdigit(batch.targets[at]) == 0)
+          continue;  // what stands between values
+        ++answered;
+        known += batch.earlier[at] >= 0;
+        // Characters that follow each other in a value follow each other in its mention.
+        if (row > a.begin && batch.earlier[at] >= 0 && batch.earlier[at - 1] >= 0 &&
+            batch.targets[at - 1] != ' ')
+          EXPECT_EQ(batch.earlier[at], batch.earlier[at - 1] + 1);
+      }
+    }
+    if (answered == 0) continue;
+    EXPECT_GT(static_cast<double>(known), 0.85 * static_cast<double>(answered));
+    EXPECT_GE(longest, std::string(kind).find("strings") == std::string::npos ? 2 : 1);
+  }
+}
+
 TEST_F(MixtureTest, EvaluationsOwnPrompts) {
   const auto data = source(
       R"("kind": "needles", "tasks": ["passkey"], "distractors": 0, "questions": 1, "intro": 1, "spread": 0,

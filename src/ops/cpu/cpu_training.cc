@@ -8,6 +8,7 @@
 #include "ops/cpu/backward_kernels.h"
 #include "ops/cpu/gate_loss.h"
 #include "ops/cpu/linear_backward.h"
+#include "ops/cpu/pointing_loss.h"
 #include "ops/cpu/scratch.h"
 #include "ops/cpu/wkv7_backward.h"
 
@@ -98,6 +99,13 @@ class CpuTraining final : public TrainingOps {
     });
   }
 
+  void pointing_loss(const ChunkAttention& forward, const PointingLoss& loss) override {
+    over_heads(forward.offsets, forward.q.dim(1), [&](size_t sequence, int64_t head, int thread) {
+      pointing_loss_head(forward, loss, sequence, head,
+                         thread_scratch_[static_cast<size_t>(thread)].pointing_loss);
+    });
+  }
+
   void cross_entropy(const CrossEntropy& call) override {
     pool_.run_ranges(call.logits.dim(0), std::max<int64_t>(2, 8192 / call.logits.dim(1)),
                      [&](int64_t begin, int64_t end) { cross_entropy_rows(call, begin, end); });
@@ -178,6 +186,7 @@ class CpuTraining final : public TrainingOps {
     Wkv7BackwardScratch wkv7;
     AttentionBackwardScratch attention;
     GateLossScratch gate_loss;
+    PointingLossScratch pointing_loss;
   };
 
   ThreadPool& pool_;

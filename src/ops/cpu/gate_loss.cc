@@ -5,10 +5,10 @@
 #include "hwy/foreach_target.h"
 // After foreach_target.h.
 #include <algorithm>
+#include <cmath>
 
-#include "ops/cpu/attention_tiles-inl.h"
 #include "ops/cpu/gate_loss.h"
-#include "ops/cpu/simd-inl.h"
+#include "ops/cpu/sampled_queries-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace rwkvx::cpu::HWY_NAMESPACE {
@@ -16,13 +16,10 @@ namespace rwkvx::cpu::HWY_NAMESPACE {
 constexpr int64_t N = kHeadSize;
 constexpr int kV = kQueryVectors;
 
-/// 2 vectors of sampled queries of one head, and what they find in each chunk.
-struct SampledBlock {
-  HWY_ALIGN float q[kQueries * N];    // [query, n], scaled with 1/√N
-  HWY_ALIGN float q_t[N * kQueries];  // [n, query]
-  HWY_ALIGN float positions[kQueries], own[kQueries];
+/// Sampled queries of one head, and what they find in each chunk.
+struct SampledBlock : SampledQueries {
+  HWY_ALIGN float own[kQueries];
   HWY_ALIGN float losses[kQueries], hits[kQueries];
-  int64_t queries;
   // [chunk, query]: q · sum of keys, later its gradient; the highest score and Σ e^(score − highest), later
   // the share of the attention.
   float *gates, *highest, *totals;
@@ -43,38 +40,16 @@ template <bool kCausal, typename T>
 HWY_NOINLINE void score_chunk(const SampledBlock& block, const Rows<T>& keys, int64_t first, int64_t count,
                               float* highest_of_chunk, float* total_of_chunk) {
   HWY_ALIGN float widened[kKeyBlock * N], scores[kKeyBlock * kQueries];
-  V highest[kV], total[kV], position[kV];
+  V highest[kV], total[kV];
   RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
     highest[v] = set(-1e30f);  // finite: differences are numbers
     total[v] = zero();
-    position[v] = load(block.positions + v * kLanes);
   }
   for (int64_t begin = 0; begin < count; begin += kKeyBlock) {
     const int64_t here = std::min(kKeyBlock, count - begin);
-    const float* key_block = keys.from(begin).widened(here, widened);
     V before[kV];
     RWKVX_UNROLL for (int v = 0; v < kV; ++v) before[v] = highest[v];
-    for (int64_t key = 0; key < here; key += kTile) {
-      V tile[kTile][kV];
-      const float* rows[kTile];
-      RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
-        rows[i] = key_block + std::min(key + i, here - 1) * N;
-        RWKVX_UNROLL for (int v = 0; v < kV; ++v) tile[i][v] = zero();
-      }
-      multiply_tile(
-          tile, [&](int i, int64_t n) { return rows[i][n]; }, block.q_t, N);
-      RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
-        if (key + i >= here) break;
-        RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
-          if constexpr (kCausal) {
-            const V at = set(static_cast<float>(first + begin + key + i));
-            tile[i][v] = hn::IfThenElse(hn::Gt(at, position[v]), set(-INFINITY), tile[i][v]);
-          }
-          highest[v] = hn::Max(highest[v], tile[i][v]);
-          store(tile[i][v], scores + (key + i) * kQueries + v * kLanes);
-        }
-      }
-    }
+    score_keys<kCausal>(block, keys.from(begin).widened(here, widened), first + begin, here, scores, highest);
     RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
       total[v] = hn::Mul(total[v], exp(hn::Sub(before[v], highest[v])));
     }
@@ -143,34 +118,31 @@ HWY_NOINLINE void compare_gates(SampledBlock& block, int64_t chunks, int64_t chu
   }
 }
 
-/// One head of a sequence.
-struct SampledHead {
-  const KvChunks& kv;
-  int64_t head, width, first;  // the sequence's first row
-  const float* q;              // the head's channels of row 0
-
-  template <typename T>
-  Rows<T> keys(int64_t chunk) const {
-    return {static_cast<T*>(kv.keys[static_cast<size_t>(chunk)]) + head * kv.chunk_size * N, nullptr};
-  }
-  const float* key_sums(int64_t chunk) const {
-    return static_cast<const float*>(kv.key_sums[static_cast<size_t>(chunk)]) + head * N;
-  }
-};
-
-/// Queries beyond those sampled repeat the last: what they give is not used.
 HWY_NOINLINE void load_sampled(const SampledHead& head, std::span<const int64_t> rows, SampledBlock& block) {
-  block.queries = static_cast<int64_t>(rows.size());
-  for (int64_t lane = 0; lane < kQueries; ++lane) {
-    const int64_t row = rows[static_cast<size_t>(std::min(lane, block.queries - 1))];
+  block.load_rows(head, rows);
+  for (int64_t lane = 0; lane < kQueries; ++lane)
+    block.own[lane] = std::floor(block.positions[lane] / static_cast<float>(head.kv.chunk_size));
+}
+
+/// A query whose mentions are known attends to nothing else: shares of chunks in place of what
+/// score_chunks() found.
+template <typename T>
+HWY_NOINLINE void keep_mentions(const SampledHead& head, SampledBlock& block, int64_t lane, int64_t chunks,
+                                std::span<const int64_t> mentions) {
+  if (mentions.empty()) return;
+  const int64_t B = head.kv.chunk_size;
+  const auto score = [&](int64_t row) {
     const int64_t position = row - head.first;
-    block.positions[lane] = static_cast<float>(position);
-    block.own[lane] = static_cast<float>(position / head.kv.chunk_size);
-    for (int64_t n = 0; n < N; n += kLanes) {
-      store(hn::Mul(load(head.q + row * head.width + n), set(0.125f)), block.q + lane * N + n);
-    }
-  }
-  transpose(block.q, N, kQueries, N, block.q_t, kQueries);
+    T* key = head.keys<T>(position / B).row(position % B);
+    V sum = zero();
+    for (int64_t n = 0; n < N; n += kLanes) sum = hn::MulAdd(load(key + n), load(block.q + lane * N + n), sum);
+    return sum_of_lanes(sum);
+  };
+  float highest = -1e30f;
+  for (const int64_t row : mentions) highest = std::max(highest, score(row));
+  for (int64_t j = 0; j < chunks; ++j) block.highest[j * kQueries + lane] = block.totals[j * kQueries + lane] = 0;
+  for (const int64_t row : mentions)
+    block.totals[(row - head.first) / B * kQueries + lane] += std::exp(score(row) - highest);
 }
 
 /// Scores of chunks 0 .. chunks, and gates of all of them.
@@ -235,13 +207,20 @@ HWY_NOINLINE void send_back(const SampledHead& head, SampledBlock& block, int64_
   }
 }
 
+template <typename T>
+HWY_NOINLINE void find_masses(const SampledHead& head, const GateLoss& loss, size_t first_query,
+                              int64_t chunks, int64_t last_position, SampledBlock& block) {
+  score_chunks<T>(head, block, chunks, last_position);
+  for (int64_t lane = 0; loss.mentions && lane < block.queries; ++lane)
+    keep_mentions<T>(head, block, lane, chunks, loss.mentions->of(first_query + static_cast<size_t>(lane)));
+}
+
 void gate_loss_head(const ChunkAttention& call, const GateLoss& loss, size_t sequence, int64_t head,
                     GateLossScratch& scratch) {
-  const KvChunks& kv = call.kv[sequence];
-  const int64_t width = call.q.dim(1), heads = width / N;
-  const int64_t first = call.offsets[sequence], end = call.offsets[sequence + 1], B = kv.chunk_size;
-  RWKVX_ASSERT(kv.length == end - first);
-  const SampledHead one{kv, head, width, first, call.q.as<float>() + head * N};
+  const SampledHead one(call, sequence, head);
+  const KvChunks& kv = one.kv;
+  const int64_t width = one.width, heads = width / N;
+  const int64_t first = one.first, end = call.offsets[sequence + 1], B = kv.chunk_size;
   const auto from = std::lower_bound(loss.rows.begin(), loss.rows.end(), first);
   const auto to = std::lower_bound(from, loss.rows.end(), end);
   if (from == to) return;
@@ -257,16 +236,17 @@ void gate_loss_head(const ChunkAttention& call, const GateLoss& loss, size_t seq
     block.highest = block.gates + chunks * kQueries;
     block.totals = block.highest + chunks * kQueries;
     load_sampled(one, rows, block);
+    const auto query = static_cast<size_t>(begin - loss.rows.begin());
     if (kv.dtype == DType::bf16) {
-      score_chunks<const BFloat16>(one, block, chunks, last);
+      find_masses<const BFloat16>(one, loss, query, chunks, last, block);
     } else {
       RWKVX_ASSERT(kv.dtype == DType::f32);
-      score_chunks<const float>(one, block, chunks, last);
+      find_masses<const float>(one, loss, query, chunks, last, block);
     }
     compare_gates(block, chunks, B, loss.scale);
     send_back(one, block, chunks - 1, rows, dq, dsums);
     for (size_t lane = 0; lane < rows.size(); ++lane) {
-      const int64_t at = (begin - loss.rows.begin() + static_cast<int64_t>(lane)) * heads + head;
+      const auto at = static_cast<int64_t>(query + lane) * heads + head;
       loss.losses.as<float>()[at] = block.losses[lane];
       loss.hits.as<float>()[at] = block.hits[lane];
     }

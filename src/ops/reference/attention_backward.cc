@@ -65,12 +65,32 @@ void chunk_attention_backward(const ChunkAttention& op, const ChunkAttentionGrad
   }
 }
 
+namespace {
+
+/// Scores of positions 0 .. position for the query at row t.
+std::vector<double> all_scores(const ChunkAttention& op, const Stored& stored, int64_t t, int64_t position,
+                               int64_t h) {
+  std::vector<double> scores;
+  for (int64_t i = 0; i <= position; ++i) {
+    double score = 0;
+    for (int64_t n = 0; n < N; ++n) score += at(op.q, t, h * N + n) * stored.key(i, n);
+    scores.push_back(score / std::sqrt(static_cast<double>(N)));
+  }
+  return scores;
+}
+
+size_t sequence_of(const ChunkAttention& op, int64_t row) {
+  return static_cast<size_t>(std::upper_bound(op.offsets.begin(), op.offsets.end(), row) -
+                             op.offsets.begin() - 1);
+}
+
+}  // namespace
+
 void gate_loss(const ChunkAttention& op, const GateLoss& loss) {
   const int64_t heads = op.q.dim(1) / N, width = op.q.dim(1);
   for (size_t sample = 0; sample < loss.rows.size(); ++sample) {
     const int64_t t = loss.rows[sample];
-    const auto s = static_cast<size_t>(std::upper_bound(op.offsets.begin(), op.offsets.end(), t) -
-                                       op.offsets.begin() - 1);
+    const size_t s = sequence_of(op, t);
     const KvChunks& kv = op.kv[s];
     const int64_t B = kv.chunk_size, position = t - op.offsets[s], own = position / B;
     for (int64_t h = 0; h < heads; ++h) {
@@ -83,12 +103,15 @@ void gate_loss(const ChunkAttention& op, const GateLoss& loss) {
       const auto mean_key = [&](int64_t j, int64_t n) {
         return load(kv.key_sums[static_cast<size_t>(j)], op.q.dtype(), h * N + n) / static_cast<double>(B);
       };
-      // Full causal attention, and its mass in each earlier chunk.
-      std::vector<double> scores;
-      for (int64_t i = 0; i <= position; ++i) {
-        double score = 0;
-        for (int64_t n = 0; n < N; ++n) score += q(n) * stored.key(i, n);
-        scores.push_back(score / std::sqrt(static_cast<double>(N)));
+      // Full causal attention, or that among the mentions; its mass in each earlier chunk.
+      std::vector<double> scores = all_scores(op, stored, t, position, h);
+      if (loss.mentions && !loss.mentions->of(sample).empty()) {
+        std::vector<double> mentioned(scores.size(), -INFINITY);
+        for (const int64_t row : loss.mentions->of(sample)) {
+          const auto i = static_cast<size_t>(row - op.offsets[s]);
+          mentioned[i] = scores[i];
+        }
+        scores = mentioned;
       }
       const double highest = *std::max_element(scores.begin(), scores.end());
       std::vector<double> mass(static_cast<size_t>(own)), gate(static_cast<size_t>(own));
@@ -125,6 +148,49 @@ void gate_loss(const ChunkAttention& op, const GateLoss& loss) {
         }
       }
       put(loss.losses, result, cross_entropy);
+    }
+  }
+}
+
+void pointing_loss(const ChunkAttention& op, const PointingLoss& loss) {
+  const int64_t heads = op.q.dim(1) / N, width = op.q.dim(1);
+  for (size_t sample = 0; sample < loss.rows.size(); ++sample) {
+    const int64_t t = loss.rows[sample];
+    const size_t s = sequence_of(op, t);
+    const int64_t first = op.offsets[s];
+    for (int64_t h = 0; h < heads; ++h) {
+      const int64_t result = static_cast<int64_t>(sample) * heads + h;
+      const std::span<const int64_t> mentions = loss.mentions.of(sample);
+      put(loss.losses, result, 0);
+      put(loss.hits, result, -1);
+      if (mentions.empty()) continue;
+      const Stored stored{op.kv[s], h};
+      const std::vector<double> scores = all_scores(op, stored, t, t - first, h);
+      std::vector<double> mentioned(scores.size(), -INFINITY);
+      for (const int64_t row : mentions) {
+        const auto i = static_cast<size_t>(row - first);
+        mentioned[i] = scores[i];
+      }
+      const auto log_sum = [](const std::vector<double>& x) {
+        const double highest = *std::max_element(x.begin(), x.end());
+        double sum = 0;
+        for (const double value : x) sum += std::exp(value - highest);
+        return std::pair(highest, highest + std::log(sum));
+      };
+      const auto [highest, all] = log_sum(scores);
+      const auto [best, some] = log_sum(mentioned);
+      put(loss.losses, result, all - some);
+      put(loss.hits, result, best >= highest ? 1 : 0);
+      for (size_t i = 0; i < scores.size(); ++i) {
+        const double ds = static_cast<double>(loss.scale) *
+                          (std::exp(scores[i] - all) - std::exp(mentioned[i] - some)) /
+                          std::sqrt(static_cast<double>(N));
+        const auto position = static_cast<int64_t>(i);
+        for (int64_t n = 0; n < N; ++n) {
+          add_to(loss.dq, t * width + h * N + n, ds * stored.key(position, n));
+          add_to(loss.dk, (first + position) * width + h * N + n, ds * at(op.q, t, h * N + n));
+        }
+      }
     }
   }
 }

@@ -28,6 +28,7 @@ void wkv7_output_backward(const Wkv7Output& forward, const Wkv7OutputGradients& 
 // attention_backward.cc
 void chunk_attention_backward(const ChunkAttention& forward, const ChunkAttentionGradients& gradients);
 void gate_loss(const ChunkAttention& forward, const GateLoss& loss);
+void pointing_loss(const ChunkAttention& forward, const PointingLoss& loss);
 
 // losses.cc
 void cross_entropy(const CrossEntropy& call);

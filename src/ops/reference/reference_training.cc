@@ -44,6 +44,9 @@ class ReferenceTraining final : public TrainingOps {
   void gate_loss(const ChunkAttention& forward, const GateLoss& loss) override {
     reference::gate_loss(forward, loss);
   }
+  void pointing_loss(const ChunkAttention& forward, const PointingLoss& loss) override {
+    reference::pointing_loss(forward, loss);
+  }
   void cross_entropy(const CrossEntropy& call) override { reference::cross_entropy(call); }
   void sums_of_squares(std::span<const ConstView> xs, std::span<double> sums) override {
     for (size_t x = 0; x < xs.size(); ++x) {

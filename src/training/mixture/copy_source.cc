@@ -33,7 +33,7 @@ class CopySource final : public SampleSource {
 
   void make(uint64_t, size_t size, Random& random, Sample& sample) const override {
     const IntRange lengths{lengths_.low, std::min(lengths_.high, static_cast<int64_t>(size / 2))};
-    while (sample.size() < size) {
+    for (int64_t number = 0; sample.size() < size; ++number) {
       std::vector<TokenId> string(static_cast<size_t>(draw_log(lengths, random)));
       for (TokenId& token : string) token = symbols_[random.next() % symbols_.size()];
       // So many symbols tell where in the string one is; before them, no one can know that a copy begins.
@@ -41,12 +41,12 @@ class CopySource final : public SampleSource {
                                     std::log(static_cast<double>(symbols_.size())));
       const auto unknown = std::min(static_cast<size_t>(std::max(1.0, tell)), string.size() - 1);
       const int64_t times = draw(times_, random);
-      sample.append(string, TokenRole::random);
+      sample.append(string, TokenRole::random, {number});
       for (int64_t i = 1; i < times && sample.size() < size; ++i) {
         const size_t begin = sample.size(), known = i == 1 ? unknown : 0;
         sample.questions.push_back(begin);
-        sample.append(std::span(string).first(known), TokenRole::random);
-        sample.append(std::span(string).subspan(known), TokenRole::answer);
+        sample.append(std::span(string).first(known), TokenRole::random, {number});
+        sample.append(std::span(string).subspan(known), TokenRole::answer, ThingPart{number}.behind(known));
         sample.answers.push_back({begin + known, std::min(begin + known + kAnswer, sample.size())});
       }
     }

@@ -65,6 +65,20 @@ IntRange Fields::range(const char* name, IntRange otherwise, int64_t low, int64_
   return {(*json)[0].get<int64_t>(), (*json)[1].get<int64_t>()};
 }
 
+ShareRange Fields::shares(const char* name, ShareRange otherwise) {
+  const Json* json = any(name);
+  if (json == nullptr) return otherwise;
+  const auto share = [&](const Json& j) {
+    const double value = j.is_number() ? j.get<double>() : std::nan("");
+    if (!(value >= 0 && value <= 1)) refuse(name, "a share from 0 to 1, or two of them [least, most]");
+    return value;
+  };
+  if (!json->is_array()) return {share(*json), share(*json)};
+  if (json->size() != 2 || share((*json)[0]) > share((*json)[1]))
+    refuse(name, "a share from 0 to 1, or two of them [least, most]");
+  return {share((*json)[0]), share((*json)[1])};
+}
+
 std::string Fields::text(const char* name, const std::string& otherwise) {
   const Json* json = any(name);
   if (json == nullptr) return otherwise;

@@ -19,6 +19,11 @@ struct IntRange {
 int64_t draw(const IntRange& range, Random& random);
 int64_t draw_log(const IntRange& range, Random& random);
 
+/// Shares of a whole, low .. high.
+struct ShareRange {
+  double low = 0, high = 1;
+};
+
 /// Reads a JSON object field by field. Errors say where, which field, and what it may be; finish() finds
 /// fields that nobody asked for.
 class Fields {
@@ -33,6 +38,8 @@ class Fields {
   int64_t integer(const char* name, int64_t otherwise, int64_t low, int64_t high);
   /// [LOW, HIGH], or one number for both.
   IntRange range(const char* name, IntRange otherwise, int64_t low, int64_t high);
+  /// [LOW, HIGH] or one number for both, from 0 to 1.
+  ShareRange shares(const char* name, ShareRange otherwise);
   std::string text(const char* name, const std::string& otherwise);
   std::vector<std::string> texts(const char* name, const std::vector<std::string>& otherwise);
   /// The field as it is; null when it is not there.

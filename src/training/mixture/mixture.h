@@ -13,6 +13,8 @@ namespace rwkvx {
 /// Losses of tokens count so much, by what they are.
 struct RoleWeights {
   float text = 1, random = 1, answer = 1;
+  /// Of the first token of what an answer says again: where it is decided what is looked for.
+  std::optional<float> start{};  ///< none: as `answer`
   float of(TokenRole role) const {
     return role == TokenRole::text ? text : role == TokenRole::random ? random : answer;
   }

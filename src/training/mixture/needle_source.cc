@@ -11,16 +11,15 @@ namespace rwkvx {
 namespace {
 
 constexpr const char* kFacts = "facts";
-constexpr double kLeastFull = 0.2, kMostFull = 0.8;  ///< of a sample, that facts and questions may take
-
-/// "a.", "a and b.", "a, b, and c."
-std::string list_of(const std::vector<std::string>& values) {
-  std::string out;
+/// Adds "a.", "a and b.", "a, b, and c." to an answer. Values are things from number `first_thing` on.
+void add_list(const std::vector<std::string>& values, int64_t first_thing, MarkedText& answer) {
   for (size_t i = 0; i < values.size(); ++i) {
-    if (i > 0) out += values.size() == 2 ? " and " : i + 1 == values.size() ? ", and " : ", ";
-    out += values[i];
+    if (i > 0) {
+      answer.add(values.size() == 2 ? " and " : i + 1 == values.size() ? ", and " : ", ", TokenRole::answer);
+    }
+    answer.add(values[i], TokenRole::answer, {first_thing + static_cast<int64_t>(i)});
   }
-  return out + ".";
+  answer.add(".", TokenRole::answer);
 }
 
 /// How one sample speaks.
@@ -58,7 +57,8 @@ class NeedleSource final : public SampleSource {
         questions_(fields.range("questions", {1, 8}, 1, kNeedleKeys / 4)),
         intro_(fields.number("intro", 0.5, 0, 1)),
         spread_(fields.number("spread", 0.25, 0, 1)),
-        between_(fields.number("between_sentences", 0.75, 0, 1)) {
+        between_(fields.number("between_sentences", 0.75, 0, 1)),
+        full_(fields.shares("full", {0.2, 0.8})) {
     std::vector<std::string> known = needle_task_names();
     known.emplace_back(kFacts);
     for (const std::string& name : fields.texts("tasks", {kFacts})) {
@@ -73,13 +73,11 @@ class NeedleSource final : public SampleSource {
         const Manner manner = manner_of(task, random);
         std::set<std::string> taken;
         const Fact fact =
-            make_fact(manner, manner.style.keys == FactKeys::pairs ? "ancient-lantern" : "", taken, random);
+            make_fact(manner, manner.style.keys == FactKeys::pairs ? "ancient-lantern" : "", 0, taken, random);
         task.least = std::max(task.least, fact.statement_size() + fact.question.size());
       }
       tasks_.push_back(std::move(task));
     }
-    if (questions_.low > distractors_.high + 1)
-      fields.refuse("questions", "no more than the distractors and one, which are the facts there are");
   }
 
   size_t least() const override {
@@ -102,7 +100,7 @@ class NeedleSource final : public SampleSource {
     for (int tries = 0; facts.empty(); ++tries) {
       manner = manner_of(task, random);
       taken.clear();
-      Fact fact = make_fact(manner, manner.pass_key ? kPassKey : "", taken, random);
+      Fact fact = make_fact(manner, manner.pass_key ? kPassKey : "", 0, taken, random);
       own = fact.statement_size() + fact.question.size();
       if (own <= size) facts.push_back(std::move(fact));
       if (tries == 1000) fail("no fact of task {} fits into {} tokens", task.name, size);
@@ -110,13 +108,14 @@ class NeedleSource final : public SampleSource {
     asked = 1;
 
     // Facts and questions, as many as drawn and as there is room for.
-    const double full = kLeastFull + (kMostFull - kLeastFull) * random.uniform();
+    const double full = full_.low + (full_.high - full_.low) * random.uniform();
     const auto room = static_cast<size_t>(full * static_cast<double>(size));
     const auto wanted_facts =
         static_cast<size_t>(std::min(1 + draw(distractors_, random), fact_key_count(manner.style.keys) / 2));
-    auto wanted_questions = static_cast<size_t>(draw(questions_, random));
+    const auto drawn_questions = static_cast<size_t>(draw(questions_, random));
+    size_t wanted_questions = drawn_questions;
     while (facts.size() < wanted_facts) {
-      Fact fact = make_fact(manner, "", taken, random);
+      Fact fact = make_fact(manner, "", facts.size(), taken, random);
       if (asked < wanted_questions && own + fact.statement_size() + fact.question.size() <= room) {
         own += fact.question.size();
         ++asked;
@@ -126,6 +125,14 @@ class NeedleSource final : public SampleSource {
       if (own + fact.statement_size() > room) break;
       own += fact.statement_size();
       facts.push_back(std::move(fact));
+    }
+    // More questions than facts ask again.
+    std::vector<size_t> again;
+    while (wanted_facts <= facts.size() && asked + again.size() < drawn_questions) {
+      const size_t fact = random.next() % facts.size();
+      if (own + facts[fact].question.size() > room) break;
+      own += facts[fact].question.size();
+      again.push_back(fact);
     }
     const std::vector<TokenId> intro = tokenizer_.encode(manner.style.text.intro);
     const bool introduced = random.uniform() < intro_ && own + intro.size() < size;
@@ -156,6 +163,7 @@ class NeedleSource final : public SampleSource {
         last.push_back({hay.size(), &fact.question});
       }
     }
+    for (const size_t fact : again) last.push_back({hay.size(), &facts[fact].question});
     std::stable_sort(events.begin(), events.end(),
                      [](const Event& a, const Event& b) { return a.place < b.place; });
     for (size_t i = last.size(); i > 1; --i) std::swap(last[i - 1], last[random.next() % i]);
@@ -194,8 +202,10 @@ class NeedleSource final : public SampleSource {
     return manner;
   }
 
-  Fact make_fact(const Manner& manner, const std::string& key, std::set<std::string>& taken,
+  /// `number`: of the facts in the sample.
+  Fact make_fact(const Manner& manner, const std::string& key, size_t number, std::set<std::string>& taken,
                  Random& random) const {
+    const int64_t first_thing = static_cast<int64_t>(number) * manner.values;
     const auto fresh = [&](auto draw_one) {
       std::string drawn = draw_one();
       while (!taken.insert(drawn).second) drawn = draw_one();
@@ -209,13 +219,16 @@ class NeedleSource final : public SampleSource {
       values.push_back(fresh([&] { return draw_value(manner.value, random); }));
       Sample statement;
       MarkedText()
-          .add_statement(manner.style.text.needle, fact.key, values.back())
+          .add_statement(manner.style.text.needle, fact.key, values.back(), first_thing + i)
           .append_to(statement, tokenizer_);
       fact.statements.push_back(std::move(statement));
     }
     const std::string question = fill_in(manner.style.text.question, fact.key, "");
     const bool space = question.ends_with(' ') || question.ends_with('\n');
-    fact.question = question_and_answer(question, (space ? "" : " ") + list_of(values), tokenizer_);
+    MarkedText answer;
+    if (!space) answer.add(" ", TokenRole::answer);
+    add_list(values, first_thing, answer);
+    fact.question = question_and_answer(question, answer, tokenizer_);
     return fact;
   }
 
@@ -223,6 +236,7 @@ class NeedleSource final : public SampleSource {
   Hay hay_;
   IntRange distractors_, questions_;
   double intro_, spread_, between_;
+  ShareRange full_;  // of a sample, that facts and questions may take
   std::vector<Task> tasks_;
 };
 

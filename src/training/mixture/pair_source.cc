@@ -1,6 +1,7 @@
 // {"kind": "pairs"}: a list of keys with values, and then its lines in another order, where values are
 // answers.
 #include <array>
+#include <numeric>
 #include <set>
 
 #include "base/error.h"
@@ -68,22 +69,26 @@ class PairSource final : public SampleSource {
           .add(line.before)
           .add(pairs.back().first, TokenRole::random)
           .add(line.between)
-          .add(pairs.back().second, TokenRole::random)
+          .add(pairs.back().second, TokenRole::random, {static_cast<int64_t>(pairs.size()) - 1})
           .add(line.after)
           .append_to(sample, tokenizer_);
     }
     sample.append(tokenizer_.encode("\n"), TokenRole::text);
     // Each is asked for once, in another order each time around.
+    std::vector<size_t> order(pairs.size());
+    std::iota(order.begin(), order.end(), size_t{0});
     while (sample.size() < size) {
-      for (size_t i = pairs.size(); i > 1; --i) std::swap(pairs[i - 1], pairs[random.next() % i]);
-      for (size_t i = 0; i < pairs.size() && sample.size() < size; ++i) {
-        const auto& [key, value] = pairs[i];
+      for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random.next() % i]);
+      for (size_t i = 0; i < order.size() && sample.size() < size; ++i) {
+        const auto& [key, value] = pairs[order[i]];
         // Where the answer begins is where the model would be asked: behind the words, before the space.
-        std::string question = line.before + key + line.between, answer = value;
+        std::string question = line.before + key + line.between;
+        MarkedText answer;
         if (question.ends_with(' ')) {
           question.pop_back();
-          answer = " " + answer;
+          answer.add(" ", TokenRole::answer);
         }
+        answer.add(value, TokenRole::answer, {static_cast<int64_t>(order[i])});
         sample.append(question_and_answer(question, answer, tokenizer_));
         sample.append(tokenizer_.encode(line.after), TokenRole::text);
       }

@@ -45,9 +45,12 @@ class StringSource final : public SampleSource {
       std::string string;
       while (string.size() < length) string += kLetters[random.next() % kLetters.size()];
       Sample where, again;
-      MarkedText().add(" [").add(string, TokenRole::random).add("]").append_to(where, tokenizer_);
-      again = question_and_answer("\n[" + string.substr(0, kStringCue), string.substr(kStringCue) + "]",
-                                  tokenizer_);
+      const auto thing = static_cast<int64_t>(hidden.size());
+      MarkedText().add(" [").add(string, TokenRole::random, {thing}).add("]").append_to(where, tokenizer_);
+      MarkedText answer;
+      answer.add(string.substr(kStringCue), TokenRole::answer, {thing, kStringCue});
+      answer.add("]", TokenRole::answer);
+      again = question_and_answer("\n[" + string.substr(0, kStringCue), answer, tokenizer_);
       if (own + where.size() + again.size() > size) break;
       own += where.size() + again.size();
       hidden.push_back(std::move(where));
@@ -63,9 +66,10 @@ class StringSource final : public SampleSource {
       Sample again;
       again.questions.push_back(0);
       again.append(tokenizer_.encode("\n> "), TokenRole::text);
-      again.append(passage.first(kTextCue), TokenRole::text);
+      const auto thing = static_cast<int64_t>(hidden.size() + said.size());
+      again.append(passage.first(kTextCue), TokenRole::text, {thing, 0});
       again.answers.push_back({again.size(), again.size() + whole - kTextCue});
-      again.append(passage.subspan(kTextCue), TokenRole::answer);
+      again.append(passage.subspan(kTextCue), TokenRole::answer, {thing, kTextCue});
       repeated.push_back(std::move(again));
       said.push_back({begin, begin + whole});
     }
@@ -84,6 +88,13 @@ class StringSource final : public SampleSource {
       places.push_back(place);
     }
     std::sort(places.begin(), places.end());
+    for (size_t i = 0; i < said.size(); ++i) {
+      size_t begin = said[i].begin;
+      for (size_t j = 0; j < hidden.size() && places[j] <= said[i].begin; ++j) begin += hidden[j].size();
+      const auto thing = static_cast<int64_t>(hidden.size() + i);
+      for (size_t k = 0; k < said[i].end - said[i].begin; ++k)
+        sample.mentions.push_back({begin + k, {thing, static_cast<int64_t>(k)}});
+    }
     size_t at = 0;
     for (size_t i = 0; i < hidden.size(); ++i) {
       sample.append(std::span(hay).subspan(at, places[i] - at), TokenRole::text);
