@@ -112,25 +112,58 @@ BENCHMARK_CAPTURE(attention, forward_bf16, DType::bf16, false)->Apply(attention_
 BENCHMARK_CAPTURE(attention, backward_f32, DType::f32, true)->Apply(attention_sizes);
 BENCHMARK_CAPTURE(attention, backward_bf16, DType::bf16, true)->Apply(attention_sizes);
 
-/// 256 sampled queries. One product of 64 for each pair of a query and a key before it.
+/// 256 sampled queries, evenly spaced.
+struct Sampled {
+  static constexpr int64_t kSamples = 256;
+  std::vector<int64_t> rows;
+  double pairs = 0;  // of a query and a key before it, in all heads
+  Buffer losses{DType::f32, {kSamples, Attention::kHeads}}, hits{DType::f32, {kSamples, Attention::kHeads}};
+  explicit Sampled(Attention& data) {
+    for (int64_t i = 0; i < kSamples; ++i) {
+      rows.push_back((2 * i + 1) * data.tokens / (2 * kSamples));
+      pairs += static_cast<double>(rows.back() + 1) * Attention::kHeads;
+    }
+    for (Buffer& gradient : data.gradients) data.ops->training().zero(gradient);
+  }
+};
+
+/// One product of 64 for each pair.
 void gate_loss(benchmark::State& state) {
   Attention data(state, DType::bf16);
-  constexpr int64_t kSamples = 256;
-  std::vector<int64_t> rows;
-  double pairs = 0;
-  for (int64_t i = 0; i < kSamples; ++i) {
-    rows.push_back((2 * i + 1) * data.tokens / (2 * kSamples));
-    pairs += static_cast<double>(rows.back() + 1) * Attention::kHeads;
-  }
-  Buffer losses(DType::f32, {kSamples, Attention::kHeads}), hits(DType::f32, {kSamples, Attention::kHeads});
-  for (Buffer& gradient : data.gradients) data.ops->training().zero(gradient);
+  Sampled sampled(data);
   for (auto _ : state) {
-    data.ops->training().gate_loss(data.call(),
-                                   {rows, 1e-3f, losses, hits, data.gradients[0], data.gradients[1]});
+    data.ops->training().gate_loss(data.call(), {.rows = sampled.rows,
+                                                 .scale = 1e-3f,
+                                                 .losses = sampled.losses,
+                                                 .hits = sampled.hits,
+                                                 .dq = data.gradients[0],
+                                                 .dk = data.gradients[1]});
   }
-  rate(state, "GFLOP/s", pairs * kHeadSize * 2);
+  rate(state, "GFLOP/s", sampled.pairs * kHeadSize * 2);
 }
 BENCHMARK(gate_loss)->Apply(attention_sizes);
+
+/// Three products of 64 for each pair: scores, and gradients of queries and keys.
+void pointing_loss(benchmark::State& state) {
+  Attention data(state, DType::bf16);
+  Sampled sampled(data);
+  std::vector<int64_t> ends, mentions;
+  for (const int64_t row : sampled.rows) {
+    mentions.push_back(row / 2);
+    ends.push_back(static_cast<int64_t>(mentions.size()));
+  }
+  for (auto _ : state) {
+    data.ops->training().pointing_loss(data.call(), {.rows = sampled.rows,
+                                                     .mentions = {ends, mentions},
+                                                     .scale = 1e-3f,
+                                                     .losses = sampled.losses,
+                                                     .hits = sampled.hits,
+                                                     .dq = data.gradients[0],
+                                                     .dk = data.gradients[1]});
+  }
+  rate(state, "GFLOP/s", sampled.pairs * kHeadSize * 6);
+}
+BENCHMARK(pointing_loss)->Apply(attention_sizes);
 
 /// dx and dw: two products of the forward's size.
 void linear_backward(benchmark::State& state, Precision precision) {

@@ -143,7 +143,19 @@ class StageTest(Temporary):
         model, control = (plan.models[name].settings for name in ("mixture", "control"))
         self.assertEqual(model["mixture"], control["mixture"])
         differs = {k for k in model["train"] if model["train"][k] != control["train"].get(k)}
-        self.assertEqual(differs, {"layers", "sparse-blocks", "gate-loss"})
+        self.assertEqual(differs, {"layers", "sparse-blocks", "gate-loss", "pointing-loss"})
+
+    def test_a_model_that_goes_on_changes_sources_by_name(self):
+        recipe = read_recipe(RECIPES / "smoke.json")
+        recipe["models"]["more"] = {"like": "mixture", "load": "mixture", "sources": {"text": {"weight": 7}},
+                                    "phases": [{"context": 64}], "train": {"steps": 3}}
+        plan = Plan(self.runner, recipe, RECIPES, ROOT, [])
+        first, more = (plan.models[name] for name in ("mixture", "more"))
+        self.assertEqual([need.name for need in more.needs], ["data", "mixture"])
+        self.assertEqual(more.settings["mixture"]["phases"], [{"context": 64}])
+        before, after = (stage.settings["mixture"]["sources"] for stage in (first, more))
+        self.assertEqual([s for s in after if s["name"] == "text"][0]["weight"], 7)
+        self.assertEqual([s for s in after if s["name"] != "text"], [s for s in before if s["name"] != "text"])
 
     def test_patches(self):
         self.assertEqual(models.patched({"a": 1, "b": 2}, {"a": None, "c": 3}), {"b": 2, "c": 3})

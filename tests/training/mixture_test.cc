@@ -175,8 +175,9 @@ TEST_F(MixtureTest, MentionsLeadToWhatIsAskedFor) {
         known += batch.earlier[at] >= 0;
         // Characters that follow each other in a value follow each other in its mention.
         if (row > a.begin && batch.earlier[at] >= 0 && batch.earlier[at - 1] >= 0 &&
-            batch.targets[at - 1] != ' ')
+            batch.targets[at - 1] != ' ') {
           EXPECT_EQ(batch.earlier[at], batch.earlier[at - 1] + 1);
+        }
       }
     }
     if (answered == 0) continue;
@@ -245,6 +246,43 @@ TEST_F(MixtureTest, WeightsByWhatATokenIs) {
   }
   for (size_t i = asked; i < all.size(); ++i) EXPECT_EQ(weight(i), 4) << all.substr(i);
   EXPECT_EQ(weight(asked - 1), 2);
+}
+
+/// The first token of what an answer says again counts as "start" says; what follows, as an answer.
+TEST_F(MixtureTest, StartsOfAnswers) {
+  const auto data = this->data(
+      R"({"sources": [{"share": 1, "kind": "needles", "tasks": ["multi-value"], "distractors": 0}],
+          "weights": {"text": 0.25, "answer": 1, "start": 5}})",
+      900);
+  size_t starts = 0, values = 0;
+  for (uint64_t i = 0; i < 10; ++i) {
+    const TrainBatch batch = sample(*data, i);
+    for (const TrainBatch::Answer& a : batch.answers) {
+      for (int64_t row = a.begin; row < a.end; ++row) {
+        const auto at = static_cast<size_t>(row);
+        const bool digit = std::isdigit(batch.targets[at]) != 0;
+        const bool first = digit && std::isdigit(batch.tokens[at]) == 0;
+        values += first;
+        EXPECT_EQ(batch.weights[at], first ? 5.0f : 1.0f);
+      }
+    }
+    starts += static_cast<size_t>(std::count(batch.weights.begin(), batch.weights.end(), 5.0f));
+  }
+  EXPECT_GE(values, 40) << "four in each answer";
+  EXPECT_EQ(starts, values) << "nothing else starts";
+}
+
+TEST_F(MixtureTest, FullSamplesAskAgain) {
+  const auto with = [&](const char* fields) {
+    const auto data = source(std::string(R"("kind": "needles", "tasks": ["niah-1"], "distractors": 1, )") + fields, 2000);
+    size_t answers = 0;
+    for (uint64_t i = 0; i < 20; ++i) answers += sample(*data, i).answers.size();
+    return answers;
+  };
+  EXPECT_EQ(with(R"("questions": 2, "full": 1)"), 40);
+  EXPECT_EQ(with(R"("questions": 6, "full": 1)"), 120) << "of two facts";
+  EXPECT_EQ(with(R"("questions": 6, "full": 0)"), 20) << "the first fact has its question always";
+  EXPECT_GT(with(R"("questions": 100, "full": 0.9)"), with(R"("questions": 100, "full": 0.5)"));
 }
 
 TEST_F(MixtureTest, MarksOfATokenFileComeFirst) {
@@ -391,7 +429,9 @@ TEST_F(MixtureTest, WhatCannotWorkIsRefused) {
   EXPECT_THAT(in_source(R"("kind": "needles", "tasks": "passkey")"), HasSubstr("list"));
   EXPECT_THAT(in_source(R"("kind": "needles", "haystack": "straw")"), HasSubstr("\"haystack\""));
   EXPECT_THAT(in_source(R"("kind": "needles", "data": "x")"), HasSubstr("\"text\""));
-  EXPECT_THAT(in_source(R"("kind": "needles", "questions": 9)"), HasSubstr("distractors"));
+  for (const char* share : {"2", "[0.5, 0.2]", "[0.1]", "\"all\"", "-0.1"}) {
+    EXPECT_THAT(in_source(std::string(R"("kind": "needles", "full": )") + share), HasSubstr("\"full\""));
+  }
   EXPECT_THAT(in_source(R"("kind": "tokens", "data": "missing")"), HasSubstr("missing"));
   EXPECT_THAT(in_source(R"("kind": "copy", "resets": {"every": 0})"), HasSubstr("\"every\""));
   EXPECT_THAT(error(R"({"sources": [{"kind": "needles", "share": 1}]})", 60),

@@ -90,6 +90,10 @@ TEST(TrainConfig, EveryNumberIsChecked) {
     config.*choice = "abacus";
     EXPECT_THAT(error_of([&] { resolved(config); }), HasSubstr("abacus"));
   }
+  TrainConfig pointing = good();
+  pointing.mixture.clear();
+  pointing.pointing_loss = 0.3;
+  EXPECT_THAT(error_of([&] { resolved(pointing); }), HasSubstr("--pointing-loss is for --mixture"));
   EXPECT_THROW(resolved(TrainConfig()), UsageError) << "neither --data nor --chat";
 }
 
