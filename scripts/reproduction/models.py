@@ -59,7 +59,8 @@ class Models:
         return {**like, **spec, "train": {**like["train"], **spec["train"]}}
 
     def source_of(self, name):
-        spec = self.specs[name]
+        """The model that it goes on from, if any."""
+        spec = self.spec(name)
         return spec.get("expand", spec.get("load"))
 
     def stage(self, name, made, change=None, mixture=None, at=None, seed=None):

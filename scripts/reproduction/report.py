@@ -176,10 +176,19 @@ def commands(plan):
             "\nscripts/reproduce --only evaluate\nscripts/reproduce --only ablations\n```")
 
 
+def trained_tokens(plan, results, name):
+    """Of the model and of those that it went on from."""
+    tokens = 0
+    while name:
+        tokens += results.training(plan.models[name]).last("tokens") or 0
+        name = plan.maker.source_of(name)
+    return tokens
+
+
 def model_card(plan, results):
     name = plan.recipe["shipped"]
     stage = plan.models[name]
-    info, training = results.info(stage), results.training(stage)
+    info = results.info(stage)
     corpus = results.corpus()
     trained = sorted(set(corpus["bytes"]) - set(corpus["held_out"])) if corpus else []
     lines = [f"# {plan.recipe['name']}", "", "<!-- Written by scripts/reproduce. -->", "",
@@ -189,7 +198,7 @@ def model_card(plan, results):
              "| | |", "|---|---|",
              f"| trained on | {'generated text' if corpus and corpus['generated'] else ', '.join(trained) or MISSING}; generated "
              f"retrieval text |", f"| never trained on | {', '.join(corpus['held_out']) if corpus else MISSING} |",
-             f"| tokens trained | {(training.last('tokens') or 0) / 1e6:.1f} M |",
+             f"| tokens trained | {trained_tokens(plan, results, name) / 1e6:.1f} M |",
              f"| recipe | `scripts/recipes/{plan.recipe['models'][name].get('mixture', '')}`, `scripts/reproduce` |",
              "| license | that of rwkvx; the texts are in the public domain in the USA |", "", "Numbers:", "",
              table(["", "bound", "measured", "met"],

@@ -78,6 +78,25 @@ TEST_F(NeedleRunTest, ThePrototypeFindsEveryPassKey) {
   EXPECT_EQ(samples, all(p));
 }
 
+/// The model that comes with rwkvx tells the key that is asked for from sixteen others.
+TEST_F(NeedleRunTest, TheMiniatureTellsKeysApart) {
+  const auto miniature = test::open_model(test::models("rwkvx-miniature.gguf"), "cpu", Precision::bf16);
+  NeedleTask task = needle_task("multi-key");
+  task.distractors = 16;
+  const NeedleGrid grid{.lengths = {3000}, .depths = {0, 0.5, 1}, .repeats = 2, .seed = 5};
+  const NeedlePlan p = plan_needles(
+      task, grid, Haystack("noise", noise_text(task.noise_separator), 3000, *tokenizer_), *tokenizer_);
+  size_t answered = 0;
+  run_needles(
+      miniature, *tokenizer_, p, all(p),
+      [&](const NeedleResult& r) {
+        ++answered;
+        EXPECT_EQ(r.score, 1) << r.predicted;
+      },
+      {});
+  EXPECT_EQ(answered, 6u);
+}
+
 TEST_F(NeedleRunTest, SharedPromptsAreAnsweredAsEachAlone) {
   // Where several needles are in the text the prototype errs: what it says must still be the same.
   const NeedlePlan p = plan("multi-key");
