@@ -109,8 +109,7 @@ void sparse_attention_keeping(Ops& ops, const AttentionWeights& w, ConstView x, 
 
 void sparse_attention_backward(Ops& ops, const AttentionWeights& w, const AttentionGradients& dw,
                                const AttentionKept& kept, const AttentionTeaching& teaching, ConstView d_read,
-                               View dx,
-                               Arena& arena) {
+                               View dx, Arena& arena) {
   const Arena::Scope scope(arena);
   const auto real = [&] { return arena.take(ops.real(), dx.shape()); };
   const View dq = real(), dk = real(), dv = real();

@@ -51,7 +51,6 @@ void sparse_attention_keeping(Ops& ops, const AttentionWeights& w, ConstView x, 
 /// to.
 void sparse_attention_backward(Ops& ops, const AttentionWeights& w, const AttentionGradients& dw,
                                const AttentionKept& kept, const AttentionTeaching& teaching, ConstView d_read,
-                               View dx,
-                               Arena& arena);
+                               View dx, Arena& arena);
 
 }  // namespace rwkvx

@@ -329,7 +329,8 @@ void SparseTrainingBlock::forward(const TrainingRows& rows, const SparseBlockWei
 }
 
 void SparseTrainingBlock::backward(const TrainingRows& rows, const SparseBlockWeights& w,
-                                   const SparseBlockGradients& dw, const AttentionTeaching& teaching, View d) {
+                                   const SparseBlockGradients& dw, const AttentionTeaching& teaching,
+                                   View d) {
   const Arena::Scope scope(rows.arena);
   TrainingOps& training = rows.ops.training();
   const Shape all = rows.x.shape();

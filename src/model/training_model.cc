@@ -82,7 +82,8 @@ struct MentionList {
 };
 
 /// All that are known, the last first.
-MentionList mentions_of(std::span<const int64_t> queries, const Batch& batch, std::span<const int64_t> earlier) {
+MentionList mentions_of(std::span<const int64_t> queries, const Batch& batch,
+                        std::span<const int64_t> earlier) {
   MentionList list;
   size_t sequence = 0;
   for (const int64_t query : queries) {
@@ -295,8 +296,8 @@ void TrainingModel::blocks_backward(Pass& pass, const TrainingOptions& options, 
       if (!((teaching.*which).scale > 0)) continue;
       const std::vector<double> losses = to_host(ops(), (teaching.*which).losses);
       const std::vector<double> found = to_host(ops(), (teaching.*which).hits);
-      sum += std::accumulate(losses.begin(), losses.end(), 0.0) *
-             static_cast<double>((teaching.*which).scale);
+      sum +=
+          std::accumulate(losses.begin(), losses.end(), 0.0) * static_cast<double>((teaching.*which).scale);
       for (const double hit : found) {
         judged += hit >= 0 ? 1 : 0;
         hits += hit > 0 ? 1 : 0;

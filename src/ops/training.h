@@ -106,11 +106,11 @@ struct Mentions {
 struct GateLoss {
   std::span<const int64_t> rows;  ///< the sampled queries, n of R, rising
   std::optional<Mentions> mentions = {};
-  float scale = 0;                ///< λ / (n · H): of the gradient
-  View losses;                    ///< [n, H] real: not scaled; 0 in the first chunk
-  View hits;    ///< [n, H] real: 1 where the chunk with the largest gate has the largest mass, 0
-                ///< where not, −1 in the first chunk
-  View dq, dk;  ///< [R, C], +=
+  float scale = 0;  ///< λ / (n · H): of the gradient
+  View losses;      ///< [n, H] real: not scaled; 0 in the first chunk
+  View hits;        ///< [n, H] real: 1 where the chunk with the largest gate has the largest mass, 0
+                    ///< where not, −1 in the first chunk
+  View dq, dk;      ///< [R, C], +=
 };
 
 /// Teaches attention where what it has to say stands (docs/math/sparse_attention.md): for sampled queries and
@@ -121,8 +121,8 @@ struct PointingLoss {
   Mentions mentions;              ///< those that have none are not taught
   float scale = 0;                ///< of the gradient: λ / (taught queries · H)
   View losses;                    ///< [n, H] real: not scaled; 0 where there is no mention
-  View hits;    ///< [n, H] real: 1 where no key has a higher score than a mention, 0 where one has, −1 where
-                ///< there is no mention
+  View hits;  ///< [n, H] real: 1 where no key has a higher score than a mention, 0 where one has, −1 where
+              ///< there is no mention
   View dq, dk;  ///< [R, C], +=
 };
 

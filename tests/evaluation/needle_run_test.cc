@@ -87,13 +87,12 @@ TEST_F(NeedleRunTest, TheMiniatureTellsKeysApart) {
   const NeedlePlan p = plan_needles(
       task, grid, Haystack("noise", noise_text(task.noise_separator), 3000, *tokenizer_), *tokenizer_);
   size_t answered = 0;
-  run_needles(
-      miniature, *tokenizer_, p, all(p),
-      [&](const NeedleResult& r) {
-        ++answered;
-        EXPECT_EQ(r.score, 1) << r.predicted;
-      },
-      {});
+  run_needles(miniature, *tokenizer_, p, all(p),
+              [&](const NeedleResult& r) {
+                ++answered;
+                EXPECT_EQ(r.score, 1) << r.predicted;
+              },
+              {});
   EXPECT_EQ(answered, 6u);
 }
 

@@ -22,8 +22,8 @@ TEST_P(GradientTest, IsTheLimitOfDifferences) {
 INSTANTIATE_TEST_SUITE_P(Reference, GradientTest,
                          testing::Values("embed_backward", "layer_norm_backward", "token_shift_backward",
                                          "linear_backward", "wkv7_operands_backward", "wkv7_backward",
-                                         "wkv7_output_backward", "chunk_attention_backward", "gate_loss", "pointing_loss",
-                                         "cross_entropy"),
+                                         "wkv7_output_backward", "chunk_attention_backward", "gate_loss",
+                                         "pointing_loss", "cross_entropy"),
                          [](const auto& test) { return test.param; });
 
 }  // namespace

@@ -274,7 +274,8 @@ TEST_F(MixtureTest, StartsOfAnswers) {
 
 TEST_F(MixtureTest, FullSamplesAskAgain) {
   const auto with = [&](const char* fields) {
-    const auto data = source(std::string(R"("kind": "needles", "tasks": ["niah-1"], "distractors": 1, )") + fields, 2000);
+    const auto data =
+        source(std::string(R"("kind": "needles", "tasks": ["niah-1"], "distractors": 1, )") + fields, 2000);
     size_t answers = 0;
     for (uint64_t i = 0; i < 20; ++i) answers += sample(*data, i).answers.size();
     return answers;

@@ -135,12 +135,14 @@ HWY_NOINLINE void keep_mentions(const SampledHead& head, SampledBlock& block, in
     const int64_t position = row - head.first;
     T* key = head.keys<T>(position / B).row(position % B);
     V sum = zero();
-    for (int64_t n = 0; n < N; n += kLanes) sum = hn::MulAdd(load(key + n), load(block.q + lane * N + n), sum);
+    for (int64_t n = 0; n < N; n += kLanes)
+      sum = hn::MulAdd(load(key + n), load(block.q + lane * N + n), sum);
     return sum_of_lanes(sum);
   };
   float highest = -1e30f;
   for (const int64_t row : mentions) highest = std::max(highest, score(row));
-  for (int64_t j = 0; j < chunks; ++j) block.highest[j * kQueries + lane] = block.totals[j * kQueries + lane] = 0;
+  for (int64_t j = 0; j < chunks; ++j)
+    block.highest[j * kQueries + lane] = block.totals[j * kQueries + lane] = 0;
   for (const int64_t row : mentions)
     block.totals[(row - head.first) / B * kQueries + lane] += std::exp(score(row) - highest);
 }

@@ -131,7 +131,8 @@ HWY_NOINLINE void point_block(const SampledHead& head, const PointingLoss& loss,
     for (const int64_t row : mentions_of(lane)) best[l] = std::max(best[l], score_of(row, lane));
     float total = 0;
     for (const int64_t row : mentions_of(lane)) total += std::exp(score_of(row, lane) - best[l]);
-    for (const int64_t row : mentions_of(lane)) shares.push_back(std::exp(score_of(row, lane) - best[l]) / total);
+    for (const int64_t row : mentions_of(lane))
+      shares.push_back(std::exp(score_of(row, lane) - best[l]) / total);
     log_mentioned[l] = best[l] - highest[lane] + std::log(total);
   }
   if (any) to_shares(scores, count, highest, factors, log_totals);

@@ -173,13 +173,15 @@ class MixtureData final : public TrainingData {
     const int64_t first = batch.rows();
     const std::vector<int64_t> earlier = sample.earlier_mentions();
     const auto starts = [&](size_t i) {
-      const auto said_again = [&](size_t at) { return sample.roles[at] == TokenRole::answer && earlier[at] >= 0; };
+      const auto said_again = [&](size_t at) {
+        return sample.roles[at] == TokenRole::answer && earlier[at] >= 0;
+      };
       return said_again(i) && !(i > 0 && said_again(i - 1) && earlier[i - 1] + 1 == earlier[i]);
     };
     const RoleWeights& weights = mixture_->weights();
     batch.tokens.insert(batch.tokens.end(), sample.tokens.begin(), sample.tokens.end() - 1);
     for (size_t i = 1; i < sample.size(); ++i) {
-      const float weight = source.weight * (!sample.marks.empty()          ? sample.marks[i].weight
+      const float weight = source.weight * (!sample.marks.empty()        ? sample.marks[i].weight
                                             : weights.start && starts(i) ? *weights.start
                                                                          : weights.of(sample.roles[i]));
       batch.targets.push_back(weight > 0 ? sample.tokens[i] : -1);
@@ -187,7 +189,8 @@ class MixtureData final : public TrainingData {
     }
     batch.resets.resize(batch.tokens.size());
     draw_resets(resets_[chosen], sample, random, std::span(batch.resets).subspan(static_cast<size_t>(first)));
-    for (size_t i = 1; i < sample.size(); ++i) batch.earlier.push_back(earlier[i] < 0 ? -1 : first + earlier[i]);
+    for (size_t i = 1; i < sample.size(); ++i)
+      batch.earlier.push_back(earlier[i] < 0 ? -1 : first + earlier[i]);
     for (size_t i = 0; !sample.marks.empty() && i + 1 < sample.size(); ++i)
       batch.resets[static_cast<size_t>(first) + i] |= sample.marks[i].reset ? 1 : 0;
     for (const Sample::Range& r : sample.answers) {

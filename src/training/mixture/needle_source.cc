@@ -72,8 +72,8 @@ class NeedleSource final : public SampleSource {
       for (int i = 0; i < (task.known ? 20 : 400); ++i) {
         const Manner manner = manner_of(task, random);
         std::set<std::string> taken;
-        const Fact fact =
-            make_fact(manner, manner.style.keys == FactKeys::pairs ? "ancient-lantern" : "", 0, taken, random);
+        const Fact fact = make_fact(manner, manner.style.keys == FactKeys::pairs ? "ancient-lantern" : "", 0,
+                                    taken, random);
         task.least = std::max(task.least, fact.statement_size() + fact.question.size());
       }
       tasks_.push_back(std::move(task));
