@@ -25,8 +25,8 @@ def parsed(arguments):
     parser.add_argument("--recipe", type=Path, help="what is trained and measured (default: scripts/recipes/reproduction.json)")
     parser.add_argument("--corpus", nargs="+", default=[], metavar="FILE", help="text files or folders instead of the books; "
                         "those named in books.json as held out are, else the last one is")
-    parser.add_argument("--only", nargs="+", action="extend", default=[], metavar="STAGE", help="only these, by name, by the beginning of a "
-                        "name (evaluate/mixture) or by path: mixture, stages")
+    parser.add_argument("--only", nargs="+", action="extend", default=[], metavar="STAGE", help="only these, by name, by the "
+                        "beginning of a name (evaluate/mixture) or by path: mixture, stages")
     parser.add_argument("--without", nargs="+", action="extend", default=[], metavar="STAGE", help="all but these")
     parser.add_argument("--redo", nargs="+", default=[], metavar="STAGE", help="make these again, from nothing")
     parser.add_argument("--list", action="store_true", help="the stages and how far they are")

@@ -44,12 +44,11 @@ class StepLine {
         r.progress.step, r.steps, contexts_ ? fmt::format("context {}  ", r.context) : "", r.loss,
         r.smoothed_loss, r.tokens_per_second, r.gradient_norm, r.rate, human_time(r.seconds_left),
         human_bytes(r.peak_bytes));
-    if (r.gate_hits) fmt::format_to(std::back_inserter(line), "  gate hits {:.0f}%", 100 * *r.gate_hits);
-    if (r.pointing_hits)
-      fmt::format_to(std::back_inserter(line), "  pointing hits {:.0f}%", 100 * *r.pointing_hits);
     const auto percent = [&](const char* what, const std::optional<double>& share) {
       if (share) fmt::format_to(std::back_inserter(line), "  {} {:.0f}%", what, 100 * *share);
     };
+    percent("gate hits", r.gate_hits);
+    percent("pointing hits", r.pointing_hits);
     percent("answers", r.answers);
     if (r.held_out) fmt::format_to(std::back_inserter(line), "  held out {:.4f}", *r.held_out);
     percent("held-out answers", r.held_out_answers);

@@ -131,6 +131,22 @@ struct SampledCase : AttentionCase {
     for (int64_t t = offsets.back() - 1; t >= 0; t -= 3) sampled.insert(sampled.begin(), t);
     return sampled;
   }
+  void forward(Run& run) const override {
+    const Shape all{offsets.back(), heads * N};
+    run.input("q", kReal, all, normal());
+    run.input("k", kReal, all, normal());
+  }
+  /// What GateLoss and PointingLoss have in common.
+  template <typename Loss>
+  void set_up(Run& run, const std::vector<int64_t>& sampled, Loss& loss) const {
+    const Shape all{offsets.back(), heads * N}, shape{static_cast<int64_t>(sampled.size()), heads};
+    loss.rows = sampled;
+    loss.scale = kScale;
+    loss.losses = run.output("losses", kReal, shape);
+    loss.hits = run.output("hits", kReal, shape);
+    loss.dq = run.inout("dq", kReal, all, normal());
+    loss.dk = run.inout("dk", kReal, all, normal());
+  }
   size_t sequence_of(int64_t row) const {
     size_t s = 0;
     while (offsets[s + 1] <= row) ++s;
@@ -172,11 +188,6 @@ struct GateLossCase final : SampledCase {
   std::string describe() const override {
     return "gate_loss " + sizes() + (mentions_known ? " with mentions" : "");
   }
-  void forward(Run& run) const override {
-    const Shape all{offsets.back(), heads * N};
-    run.input("q", kReal, all, normal());
-    run.input("k", kReal, all, normal());
-  }
   /// From the definition. The masses are constants: those of the unchanged q and k.
   double loss(const Run& forward, const Run& backward) const override {
     double sum = 0;
@@ -200,20 +211,13 @@ struct GateLossCase final : SampledCase {
     return static_cast<double>(kScale) * sum;
   }
   void run(Run& run) const override {
-    const Shape all{offsets.back(), heads * N};
     std::list<Pages> pages;
     const ChunkAttention call = inputs(run, pages);
     const auto sampled = rows();
-    const Shape shape{static_cast<int64_t>(sampled.size()), heads};
-    GateLoss loss;
-    loss.rows = sampled;
     const Mentioned list = mentioned();
+    GateLoss loss;
+    set_up(run, sampled, loss);
     if (mentions_known) loss.mentions = Mentions{list.ends, list.rows};
-    loss.scale = kScale;
-    loss.losses = run.output("losses", kReal, shape);
-    loss.hits = run.output("hits", kReal, shape);
-    loss.dq = run.inout("dq", kReal, all, normal());
-    loss.dk = run.inout("dk", kReal, all, normal());
     run.ops().training().gate_loss(call, loss);
   }
   /// Gates are unscaled sums of 64 products with means of B keys; shares are off by their errors.
@@ -255,11 +259,6 @@ struct GateLossCase final : SampledCase {
 struct PointingLossCase final : SampledCase {
   using SampledCase::SampledCase;
   std::string describe() const override { return "pointing_loss " + sizes(); }
-  void forward(Run& run) const override {
-    const Shape all{offsets.back(), heads * N};
-    run.input("q", kReal, all, normal());
-    run.input("k", kReal, all, normal());
-  }
   /// From the definition.
   double loss(const Run& forward, const Run&) const override {
     double sum = 0;
@@ -279,20 +278,13 @@ struct PointingLossCase final : SampledCase {
     return static_cast<double>(kScale) * sum;
   }
   void run(Run& run) const override {
-    const Shape all{offsets.back(), heads * N};
     std::list<Pages> pages;
     const ChunkAttention call = inputs(run, pages);
     const auto sampled = rows();
     const Mentioned list = mentioned();
-    const Shape shape{static_cast<int64_t>(sampled.size()), heads};
     PointingLoss loss;
-    loss.rows = sampled;
+    set_up(run, sampled, loss);
     loss.mentions = {list.ends, list.rows};
-    loss.scale = kScale;
-    loss.losses = run.output("losses", kReal, shape);
-    loss.hits = run.output("hits", kReal, shape);
-    loss.dq = run.inout("dq", kReal, all, normal());
-    loss.dk = run.inout("dk", kReal, all, normal());
     run.ops().training().pointing_loss(call, loss);
   }
   /// Scores are sums of 64 products, scaled with 1/8; shares are off by their errors.

@@ -79,6 +79,17 @@ std::vector<double> all_scores(const ChunkAttention& op, const Stored& stored, i
   return scores;
 }
 
+/// Those of the mentions; −∞ elsewhere. The sequence begins at row `first`.
+std::vector<double> scores_of(std::span<const int64_t> mentions, int64_t first,
+                              const std::vector<double>& scores) {
+  std::vector<double> mentioned(scores.size(), -INFINITY);
+  for (const int64_t row : mentions) {
+    const auto i = static_cast<size_t>(row - first);
+    mentioned[i] = scores[i];
+  }
+  return mentioned;
+}
+
 size_t sequence_of(const ChunkAttention& op, int64_t row) {
   return static_cast<size_t>(std::upper_bound(op.offsets.begin(), op.offsets.end(), row) -
                              op.offsets.begin() - 1);
@@ -105,14 +116,8 @@ void gate_loss(const ChunkAttention& op, const GateLoss& loss) {
       };
       // Full causal attention, or that among the mentions; its mass in each earlier chunk.
       std::vector<double> scores = all_scores(op, stored, t, position, h);
-      if (loss.mentions && !loss.mentions->of(sample).empty()) {
-        std::vector<double> mentioned(scores.size(), -INFINITY);
-        for (const int64_t row : loss.mentions->of(sample)) {
-          const auto i = static_cast<size_t>(row - op.offsets[s]);
-          mentioned[i] = scores[i];
-        }
-        scores = mentioned;
-      }
+      if (loss.mentions && !loss.mentions->of(sample).empty())
+        scores = scores_of(loss.mentions->of(sample), op.offsets[s], scores);
       const double highest = *std::max_element(scores.begin(), scores.end());
       std::vector<double> mass(static_cast<size_t>(own)), gate(static_cast<size_t>(own));
       double total = 0, outside = 0;
@@ -166,11 +171,7 @@ void pointing_loss(const ChunkAttention& op, const PointingLoss& loss) {
       if (mentions.empty()) continue;
       const Stored stored{op.kv[s], h};
       const std::vector<double> scores = all_scores(op, stored, t, t - first, h);
-      std::vector<double> mentioned(scores.size(), -INFINITY);
-      for (const int64_t row : mentions) {
-        const auto i = static_cast<size_t>(row - first);
-        mentioned[i] = scores[i];
-      }
+      const std::vector<double> mentioned = scores_of(mentions, first, scores);
       const auto log_sum = [](const std::vector<double>& x) {
         const double highest = *std::max_element(x.begin(), x.end());
         double sum = 0;
