@@ -59,18 +59,14 @@ void run(const GenerateOptions& options) {
   std::string text;
   Generation generation;
   try {
-    if (options.generation.max_tokens == 0) {
-      session.settle(bar.callback());
-    } else {
-      generation = generate(
-          session, *tokenizer, sampler, options.generation,
-          [&](std::string_view piece) {
-            bar.clear();
-            text += piece;
-            if (!options.json) print(piece);
-          },
-          &interrupted(), bar.callback());
-    }
+    generation = generate(
+        session, *tokenizer, sampler, options.generation,
+        [&](std::string_view piece) {
+          bar.clear();
+          text += piece;
+          if (!options.json) print(piece);
+        },
+        &interrupted(), bar.callback());
   } catch (const Interrupted&) {
     generation.reason = StopReason::interrupted;
   }

@@ -117,6 +117,7 @@ KvChunks KvStore::chunks() const {
   kv.part = part_;
   kv.part_sums = std::span(part_sums_).first(part_ > 0 ? used : 0);
   kv.observer = memory_->observer();
+  kv.derived = &derived_.of;
   return kv;
 }
 
@@ -126,12 +127,14 @@ void KvStore::observe(ConstView q) {
   if (length_ < bound_->max()) return;
   for (size_t i = 0; i < pages_for(bound_->min()); ++i) own_page(i, true);
   const Buffer kept = bound_->keep();
+  derived_.of.reset();
   ops_->kv_keep(chunks(), kept);
   length_ = bound_->min();
 }
 
 void KvStore::clear() {
   length_ = 0;
+  derived_.of.reset();
   pages_.clear();
   for (auto* pointers : {&keys_, &values_, &key_sums_, &part_sums_}) pointers->clear();
   for (auto* pointers : {&key_scales_, &value_scales_}) pointers->clear();

@@ -82,6 +82,18 @@ class KvStore {
     Buffer key_sums;                   // [H, N] real
     Buffer part_sums;                  // [H, B / part, N] real, or empty
   };
+  /// Copies start without: it is made again when it is needed.
+  struct Derived {
+    std::unique_ptr<KvDerived> of;
+    Derived() = default;
+    Derived(const Derived&) {}
+    Derived(Derived&&) = default;
+    Derived& operator=(const Derived&) {
+      of.reset();
+      return *this;
+    }
+    Derived& operator=(Derived&&) = default;
+  };
   std::shared_ptr<Page> new_page() const;
   void append_page();
   /// The page is this store's alone; what it holds stays only if `copy`.
@@ -100,6 +112,7 @@ class KvStore {
   std::vector<std::shared_ptr<Page>> pages_;  // may be more than are used
   std::vector<void*> keys_, values_, key_sums_, part_sums_;
   std::vector<float*> key_scales_, value_scales_;  // i8 only
+  mutable Derived derived_;
 };
 
 }  // namespace rwkvx

@@ -100,6 +100,16 @@ class ReadObserver {
   ~ReadObserver() = default;
 };
 
+/// What a backend computes from the keys of chunks that are full, and keeps for later calls. Whoever owns the
+/// store drops it when these keys change.
+class KvDerived {
+ public:
+  KvDerived() = default;
+  KvDerived(const KvDerived&) = delete;
+  KvDerived& operator=(const KvDerived&) = delete;
+  virtual ~KvDerived() = default;
+};
+
 /// Keys and values of one sequence in one sparse block, paged by chunk: keys [H, B, N] and values [H, B, N]
 /// in `dtype` (f32, f64, bf16 or i8); `key_sums[c]` is Σ of the chunk's keys as stored, [H, N] real. In i8 a
 /// row of N has a scale, [H, B] float32: x = scale · i8, scale = max|x| / 127, rounded to nearest even.
@@ -115,6 +125,8 @@ struct KvChunks {
   int64_t part = 0;
   std::span<void* const> part_sums;
   ReadObserver* observer = nullptr;  ///< told by chunk_attention; may be null
+  std::unique_ptr<KvDerived>* derived =
+      nullptr;  ///< for chunk_attention to keep beside the store; may be null
 };
 
 /// Top-k chunk attention (MoBA, arXiv 2502.13189, as trained by RWKV-X, arXiv 2504.21463). The rows of

@@ -35,6 +35,11 @@ Generation generate(Session& session, const Tokenizer& tokenizer, Sampler& sampl
   Generation result;
   TextStream stream(options.stops);
   Clock::time_point start = Clock::now();
+  if (options.max_tokens == 0) {
+    session.settle(progress);
+    result.first_seconds = seconds_since(start);
+    return result;
+  }
   for (int64_t i = 0; i < options.max_tokens; ++i) {
     const std::span<const float> logits = session.logits(i == 0 ? progress : Progress());
     if (i == 0) {

@@ -12,7 +12,7 @@
 namespace rwkvx {
 
 struct GenerationOptions {
-  int64_t max_tokens = 256;
+  int64_t max_tokens = 256;        ///< 0: only the pending prompt is read
   std::vector<std::string> stops;  ///< text ends before the first of them
   bool ignore_end = false;         ///< go on after the end-of-document token
 };

@@ -92,6 +92,9 @@ TEST_F(GenerateTest, Json) {
   EXPECT_EQ(json.at("stop_reason"), "max_tokens");
   EXPECT_EQ(json.at("seed"), 5);
   EXPECT_GT(json.at("peak_memory_bytes"), 0);
+  const nlohmann::json read = json_of(generate({"--prompt", "abc", "--max-tokens", "0", "--json"}));
+  EXPECT_EQ(read.at("context_tokens"), 3);
+  EXPECT_GT(read.at("prompt_seconds"), 0);
   // A text that ends inside a character is still JSON; its tokens are exact.
   const nlohmann::json cut = json_of(generate({"--prompt", "a", "--max-tokens", "7", "--json"}));
   EXPECT_EQ(cut.at("text"), cycle('a', 5) + "\xef\xbf\xbd");

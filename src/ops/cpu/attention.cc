@@ -1,3 +1,5 @@
+// Chunks are chosen with the help of VNNI's sums of bytes.
+#define HWY_WANT_AVX3_DL
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/cpu/attention.cc"
 #include "ops/cpu/targets.h"
@@ -6,195 +8,13 @@
 // After foreach_target.h.
 #include <algorithm>
 
-#include "hwy/cache_control.h"
 #include "ops/cpu/attention.h"
 #include "ops/cpu/attention_tiles-inl.h"
+#include "ops/cpu/chunk_choice-inl.h"
 #include "ops/cpu/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace rwkvx::cpu::HWY_NAMESPACE {
-
-constexpr int64_t N = kHeadSize;
-/// Fewer queries than this are attended one by one, with their channels in the lanes.
-constexpr int64_t kFewQueries = kLanes == 16 ? 6 : 4;
-
-/// What the parts of a task share.
-struct Head {
-  const KvChunks& kv;
-  const float* q;  // the head's channels of row 0
-  int64_t width, head, begin, end;
-  int64_t first_position;  // of row `begin`
-  int64_t chosen_chunks;   // top_k − 1
-
-  const float* query(int64_t row) const { return q + row * width; }
-  int64_t position(int64_t row) const { return first_position + row - begin; }
-  int64_t chunk(int64_t row) const { return position(row) / kv.chunk_size; }
-  template <typename T>
-  Rows<T> keys(int64_t chunk) const {
-    return rows<T>(kv.keys, kv.key_scales, chunk);
-  }
-  template <typename T>
-  Rows<T> values(int64_t chunk) const {
-    return rows<T>(kv.values, kv.value_scales, chunk);
-  }
-  template <typename T>
-  Rows<T> rows(std::span<void* const> pages, std::span<float* const> scales, int64_t chunk) const {
-    const auto c = static_cast<size_t>(chunk);
-    const int64_t first = head * kv.chunk_size;
-    return {static_cast<T*>(pages[c]) + first * N, Rows<T>::kScaled ? scales[c] + first : nullptr};
-  }
-  /// Sums that gates are computed from: parts() rows of N.
-  const float* sums(int64_t chunk) const {
-    const auto& all = kv.part > 0 ? kv.part_sums : kv.key_sums;
-    return static_cast<const float*>(all[static_cast<size_t>(chunk)]) + head * parts() * N;
-  }
-  int64_t parts() const { return kv.part > 0 ? kv.chunk_size / kv.part : 1; }
-};
-
-/// Queries row_of(0 .. lanes); lanes beyond repeat the last.
-template <typename RowOf>
-HWY_INLINE void load_queries(const Head& head, int64_t lanes, QueryBlock& block, const RowOf& row_of) {
-  HWY_ALIGN float rows[kQueries * N];
-  for (int64_t lane = 0; lane < kQueries; ++lane) {
-    const float* q = head.query(row_of(std::min(lane, lanes - 1)));
-    RWKVX_UNROLL for (int64_t n = 0; n < N; n += kLanes) {
-      store(hn::Mul(load(q + n), set(0.125f)), rows + lane * N + n);  // 1/√N
-    }
-  }
-  transpose(rows, N, kQueries, N, block.q, kQueries);
-}
-
-/// A gate is a sum of 16 partial ones, pₙ = Σ q[n + 16i]·sums[n + 16i], added as a tree: p₀…₁₅ in halves,
-/// again and again. Both forms below do exactly that, so that prefill and decode choose the same chunks.
-HWY_INLINE float gate_of(const float* q, const float* sums) {
-  constexpr int64_t kPartials = 16 / kLanes;
-  V partial[kPartials];
-  RWKVX_UNROLL for (int64_t p = 0; p < kPartials; ++p) partial[p] =
-      hn::Mul(load(q + p * kLanes), load(sums + p * kLanes));
-  RWKVX_UNROLL for (int64_t n = 16; n < N; n += 16) {
-    RWKVX_UNROLL for (int64_t p = 0; p < kPartials; ++p) {
-      partial[p] = hn::MulAdd(load(q + n + p * kLanes), load(sums + n + p * kLanes), partial[p]);
-    }
-  }
-  RWKVX_UNROLL for (int64_t half = kPartials / 2; half > 0; half /= 2) {
-    RWKVX_UNROLL for (int64_t p = 0; p < half; ++p) partial[p] = hn::Add(partial[p], partial[p + half]);
-  }
-  return sum_of_lanes(partial[0]);
-}
-
-template <int kVectors>
-struct Gates {
-  V of[kVectors];
-};
-
-/// Σ over the partial sums first, first + step, …, in halves.
-template <int kVectors, int kFirst, int kStep>
-HWY_INLINE Gates<kVectors> partial_gates(const float* q, const float* sums) {
-  Gates<kVectors> result;
-  if constexpr (kStep == 16) {
-    RWKVX_UNROLL for (int64_t n = kFirst; n < N; n += 16) {
-      const V x = set(sums[n]);
-      RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
-        const V column = hn::Load(F(), q + n * kQueries + v * kLanes);
-        result.of[v] = n < 16 ? hn::Mul(x, column) : hn::MulAdd(x, column, result.of[v]);
-      }
-    }
-  } else {
-    const auto low = partial_gates<kVectors, kFirst, 2 * kStep>(q, sums);
-    const auto high = partial_gates<kVectors, kFirst + kStep, 2 * kStep>(q, sums);
-    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) result.of[v] = hn::Add(low.of[v], high.of[v]);
-  }
-  return result;
-}
-
-/// best[slot] and its chunks, in falling order of the gate; equal gates in rising order of the chunk, since
-/// chunks come in that order and only a larger gate displaces. Chunk numbers are kept as floats (they stay
-/// below 2²⁴).
-HWY_INLINE void insert(V gate, V chunk, int64_t slots, int64_t stride, float* best, float* best_chunk) {
-  auto shift = hn::Gt(gate, load(best + (slots - 1) * stride));
-  if (hn::AllFalse(F(), shift)) return;
-  shift = hn::MaskFromVec(zero());
-  for (int64_t slot = 0; slot < slots; ++slot) {
-    const V held = load(best + slot * stride), held_chunk = load(best_chunk + slot * stride);
-    shift = hn::Or(shift, hn::Gt(gate, held));  // those below move down, whatever their gate
-    store(hn::IfThenElse(shift, gate, held), best + slot * stride);
-    store(hn::IfThenElse(shift, chunk, held_chunk), best_chunk + slot * stride);
-    gate = hn::IfThenElse(shift, held, gate);
-    chunk = hn::IfThenElse(shift, held_chunk, chunk);
-  }
-}
-
-/// Writes the chosen chunks of rows row .. row + lanes, all in chunk `own`, for which there is a choice.
-template <int kVectors>
-HWY_NOINLINE void choose_many(const Head& head, const QueryBlock& block, int64_t lanes, int64_t own,
-                              int32_t* chosen, AttentionScratch& scratch) {
-  const int64_t slots = head.chosen_chunks, stride = kVectors * kLanes;
-  float* best = scratch.best.take<float>(2 * slots * stride);
-  float* best_chunk = best + slots * stride;
-  std::fill(best, best + slots * stride, -INFINITY);
-  std::fill(best_chunk, best_chunk + slots * stride, -1.0f);
-  const int64_t parts = head.parts();
-  for (int64_t j = 0; j < own; ++j) {
-    auto gates = partial_gates<kVectors, 0, 1>(block.q, head.sums(j));
-    for (int64_t part = 1; part < parts; ++part) {
-      const auto other = partial_gates<kVectors, 0, 1>(block.q, head.sums(j) + part * N);
-      RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) gates.of[v] = hn::Max(gates.of[v], other.of[v]);
-    }
-    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
-      insert(gates.of[v], set(static_cast<float>(j)), slots, stride, best + v * kLanes,
-             best_chunk + v * kLanes);
-    }
-  }
-  for (int64_t lane = 0; lane < lanes; ++lane) {
-    for (int64_t slot = 0; slot < slots; ++slot) {
-      chosen[lane * slots + slot] = static_cast<int32_t>(best_chunk[slot * stride + lane]);
-    }
-  }
-}
-
-HWY_NOINLINE void choose_one(const Head& head, int64_t row, int64_t own, int32_t* chosen,
-                             AttentionScratch& scratch) {
-  const int64_t slots = head.chosen_chunks, parts = head.parts();
-  float* best = scratch.best.take<float>(slots);
-  std::fill(best, best + slots, -INFINITY);
-  for (int64_t j = 0; j < own; ++j) {
-    constexpr int64_t kAhead = 8;  // the sums of other chunks lie elsewhere
-    const float* later = head.sums(std::min(j + kAhead, own - 1));
-    for (int64_t n = 0; n < parts * N; n += 16) hwy::Prefetch(later + n);
-    const float* sums = head.sums(j);
-    float gate = gate_of(head.query(row), sums);
-    for (int64_t part = 1; part < parts; ++part)
-      gate = std::max(gate, gate_of(head.query(row), sums + part * N));
-    if (!(gate > best[slots - 1])) continue;
-    int64_t slot = slots - 1;
-    for (; slot > 0 && gate > best[slot - 1]; --slot) {
-      best[slot] = best[slot - 1];
-      chosen[slot] = chosen[slot - 1];
-    }
-    best[slot] = gate;
-    chosen[slot] = static_cast<int32_t>(j);
-  }
-}
-
-HWY_NOINLINE void choose(const Head& head, const QueryBlock& block, int64_t row, int64_t lanes, int64_t own,
-                         AttentionScratch& scratch) {
-  const int64_t slots = head.chosen_chunks;
-  auto* chosen = scratch.chosen.take<int32_t>(0) + (row - head.begin) * slots;
-  std::fill(chosen, chosen + lanes * slots, -1);
-  if (slots == 0 || own == 0) return;
-  if (own <= slots) {  // all there are
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      for (int64_t j = 0; j < own; ++j) chosen[lane * slots + j] = static_cast<int32_t>(j);
-    }
-  } else if (lanes < kFewQueries) {
-    for (int64_t lane = 0; lane < lanes; ++lane)
-      choose_one(head, row + lane, own, chosen + lane * slots, scratch);
-  } else if (lanes <= kLanes) {
-    choose_many<1>(head, block, lanes, own, chosen, scratch);
-  } else {
-    choose_many<kQueryVectors>(head, block, lanes, own, chosen, scratch);
-  }
-}
 
 /// One query over keys 0 .. count of a page; its channels are in the lanes.
 template <typename T>
@@ -263,10 +83,10 @@ HWY_NOINLINE void merge(const QueryBlock& block, int64_t lanes, const SoftmaxOf&
 /// Chooses chunks for rows row .. row + lanes of one chunk, and attends to that chunk's earlier keys.
 template <typename T>
 HWY_NOINLINE void attend_own(const Head& head, int64_t row, int64_t lanes, QueryBlock& block,
-                             Softmax* softmax, AttentionScratch& scratch) {
+                             Softmax* softmax, AttentionScratch& scratch, BoundsUse& use) {
   const int64_t own = head.chunk(row), slot = head.position(row) % head.kv.chunk_size;
   if (lanes >= kFewQueries) load_queries(head, lanes, block, [&](int64_t lane) { return row + lane; });
-  choose(head, block, row, lanes, own, scratch);
+  choose(head, block, row, lanes, own, scratch, use);
   const auto keys = head.keys<T>(own), values = head.values<T>(own);
   if (lanes < kFewQueries) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
@@ -356,10 +176,11 @@ HWY_NOINLINE void attend_typed(const Head& head, const AttentionTask& task, Atte
     std::fill(std::begin(softmax[row].values), std::end(softmax[row].values), 0.0f);
   }
   QueryBlock block;
+  BoundsUse use;
   for (int64_t row = head.begin; row < head.end;) {
     const int64_t left = head.kv.chunk_size - head.position(row) % head.kv.chunk_size;
     const int64_t lanes = std::min({kQueries, head.end - row, left});
-    attend_own<T>(head, row, lanes, block, softmax, scratch);
+    attend_own<T>(head, row, lanes, block, softmax, scratch, use);
     row += lanes;
   }
   attend_chosen<T>(head, block, softmax, scratch);
@@ -384,7 +205,8 @@ void attend(const AttentionTask& task, AttentionScratch& scratch) {
             task.begin,
             task.end,
             kv.length - call.offsets[task.sequence + 1] + task.begin,
-            0};
+            0,
+            task.packed};
   head.chosen_chunks = std::min(call.top_k - 1, head.chunk(task.end - 1));  // no more than there are
   if (kv.dtype == DType::bf16) {
     attend_typed<const BFloat16>(head, task, scratch);
@@ -403,9 +225,14 @@ HWY_AFTER_NAMESPACE();
 namespace rwkvx::cpu {
 
 HWY_EXPORT(attend);
+HWY_EXPORT(pack_sums);
 
 void attend(const AttentionTask& task, AttentionScratch& scratch) {
   HWY_DYNAMIC_DISPATCH(attend)(task, scratch);
+}
+
+void pack_sums(const KvChunks& kv, int64_t head, int64_t chunks, PackedSums& packed) {
+  HWY_DYNAMIC_DISPATCH(pack_sums)(kv, head, chunks, packed);
 }
 
 }  // namespace rwkvx::cpu

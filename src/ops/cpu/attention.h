@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "ops/cpu/packed_sums.h"
 #include "ops/cpu/scratch.h"
 #include "ops/ops.h"
 
@@ -13,7 +14,8 @@ struct AttentionTask {
   const ChunkAttention* call;
   size_t sequence;
   int64_t head;
-  int64_t begin, end;  ///< rows
+  int64_t begin, end;        ///< rows
+  const PackedSums* packed;  ///< of the head, at least all chunks before that of the last row; or null
 };
 
 /// Rows of a task at most. The more there are, the more of them choose the same chunk and share its keys;

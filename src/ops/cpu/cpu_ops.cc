@@ -124,6 +124,7 @@ class CpuOps final : public Ops {
     // Few heads for many threads: shorter tasks, though long ones let more queries share a chunk's keys.
     const int64_t parts = std::max<int64_t>(1, 4 * pool_.threads() / heads);
     const int64_t most = std::clamp<int64_t>(call.q.dim(0) / parts, 128, cpu::kMostTaskRows);
+    pack_key_sums(call, heads);
     attention_tasks_.clear();
     int64_t keys = 0;
     for (size_t s = 0; s + 1 < call.offsets.size(); ++s) {
@@ -131,7 +132,10 @@ class CpuOps final : public Ops {
       keys += rows * std::min(call.kv[s].length, call.top_k * call.kv[s].chunk_size);
       for (int64_t begin = call.offsets[s]; begin < call.offsets[s + 1]; begin += most) {
         const int64_t end = std::min(begin + most, call.offsets[s + 1]);
-        for (int64_t head = 0; head < heads; ++head) attention_tasks_.push_back({&call, s, head, begin, end});
+        for (int64_t head = 0; head < heads; ++head) {
+          const cpu::PackedSums* packed = packed_[s] != nullptr ? &packed_[s]->head(head) : nullptr;
+          attention_tasks_.push_back({&call, s, head, begin, end, packed});
+        }
       }
     }
     run_tasks(static_cast<int64_t>(attention_tasks_.size()), keys * heads >= 2000,
@@ -174,6 +178,33 @@ class CpuOps final : public Ops {
   TrainingOps& training() override { return *training_; }
 
  private:
+  /// Where there is a choice among many chunks: packed_ of each sequence.
+  void pack_key_sums(const ChunkAttention& call, int64_t heads) {
+    packed_.assign(call.kv.size(), nullptr);
+    size_t unkept = 0;
+    bool many = false;
+    for (size_t s = 0; s < call.kv.size(); ++s) {
+      const KvChunks& kv = call.kv[s];
+      const int64_t chunks = (kv.length - 1) / kv.chunk_size, rows = call.offsets[s + 1] - call.offsets[s];
+      if (chunks < std::max(cpu::kFewChunks, call.top_k) || call.top_k == 1) continue;
+      if (kv.derived != nullptr) {
+        if (!*kv.derived) *kv.derived = std::make_unique<cpu::PackedHeads>(heads);
+        packed_[s] = static_cast<cpu::PackedHeads*>(kv.derived->get());
+      } else if (rows >= 32) {  // enough to share the work
+        if (unkept == unkept_.size()) unkept_.push_back(std::make_unique<cpu::PackedHeads>(heads));
+        packed_[s] = unkept_[unkept++].get();
+        packed_[s]->clear(heads);
+      }
+      many = many || rows >= kv.chunk_size;
+    }
+    run_tasks(static_cast<int64_t>(packed_.size()) * heads, many, [&](int64_t task, int) {
+      const auto s = static_cast<size_t>(task / heads);
+      if (packed_[s] == nullptr) return;
+      const KvChunks& kv = call.kv[s];
+      cpu::pack_sums(kv, task % heads, (kv.length - 1) / kv.chunk_size, packed_[s]->head(task % heads));
+    });
+  }
+
   template <typename Body>
   void run_tasks(int64_t count, bool worth_threads, const Body& body) {
     if (worth_threads) return pool_.run(count, body);
@@ -186,6 +217,8 @@ class CpuOps final : public Ops {
   cpu::Linear linear_;
   std::unique_ptr<TrainingOps> training_ = cpu::make_cpu_training(pool_);
   std::vector<cpu::AttentionTask> attention_tasks_;
+  std::vector<cpu::PackedHeads*> packed_;  // of each sequence of a call; null: none
+  std::vector<std::unique_ptr<cpu::PackedHeads>> unkept_;
   std::vector<cpu::AttentionScratch> attention_scratch_;  // one for each thread
 };
 

@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "hwy/cache_control.h"
+#include "ops/cpu/byte_products-inl.h"
 #include "ops/cpu/linear_decode.h"
 #include "ops/cpu/linear_quantised.h"
 #include "ops/cpu/simd-inl.h"
@@ -18,50 +19,10 @@
 HWY_BEFORE_NAMESPACE();
 namespace rwkvx::cpu::HWY_NAMESPACE {
 
-using I32 = hn::Rebind<int32_t, F>;
-using U8 = hn::Repartition<uint8_t, F>;
-using I8 = hn::Repartition<int8_t, F>;
 using U16 = hn::Repartition<uint16_t, F>;
-using VI32 = hn::Vec<I32>;
-using VU8 = hn::Vec<U8>;
-using VI8 = hn::Vec<I8>;
 
 constexpr int64_t kParts = kGroup / kLanes;  // vectors of a unit of the group's rows
 constexpr int64_t kUnit = 4 * kGroup;        // bytes
-
-/// Four values of x for every lane.
-HWY_INLINE VI8 broadcast(const int8_t* q) {
-  int32_t four;
-  std::memcpy(&four, q, sizeof four);
-  return hn::BitCast(I8(), hn::Set(I32(), four));
-}
-
-/// acc[lane] += Σ w · x of the lane's four bytes and the four at x. |w| · |x| of two neighbours stays below
-/// 2^15.
-HWY_INLINE VI32 dot(VI32 acc, VU8 w, const int8_t* x) {
-#if HWY_TARGET == HWY_AVX3_DL
-  // Highway 1.0.3 does not tell the compiler that this target has AVX512_VNNI.
-  using Four [[gnu::may_alias]] = int32_t;
-  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc.raw) : "v"(w.raw), "m"(*reinterpret_cast<const Four*>(x)));
-  return acc;
-#elif HWY_TARGET == HWY_AVX3
-  const auto pairs = _mm512_maddubs_epi16(w.raw, broadcast(x).raw);
-  return hn::Add(acc, VI32{_mm512_madd_epi16(pairs, _mm512_set1_epi16(1))});
-#elif HWY_TARGET == HWY_AVX2
-  const auto pairs = _mm256_maddubs_epi16(w.raw, broadcast(x).raw);
-  return hn::Add(acc, VI32{_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))});
-#elif HWY_TARGET == HWY_SSE4
-  const auto pairs = _mm_maddubs_epi16(w.raw, broadcast(x).raw);
-  return hn::Add(acc, VI32{_mm_madd_epi16(pairs, _mm_set1_epi16(1))});
-#else
-  const I32 i32;
-  const auto bytes = hn::BitCast(i32, w), byte = hn::Set(i32, 255);
-  acc = hn::Add(acc, hn::Mul(hn::And(bytes, byte), hn::Set(i32, x[0])));
-  acc = hn::Add(acc, hn::Mul(hn::And(hn::ShiftRight<8>(bytes), byte), hn::Set(i32, x[1])));
-  acc = hn::Add(acc, hn::Mul(hn::And(hn::ShiftRight<16>(bytes), byte), hn::Set(i32, x[2])));
-  return hn::Add(acc, hn::Mul(hn::And(hn::ShiftRight<24>(bytes), byte), hn::Set(i32, x[3])));
-#endif
-}
 
 /// The same for signed weights. VNNI wants one side unsigned and does not saturate: weights + 128, whose part
 /// of the sum the accumulator starts with. The other x86 targets move the sign to x.
