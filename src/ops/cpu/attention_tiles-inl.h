@@ -106,27 +106,24 @@ struct QueryBlock {
   }
 };
 
-/// Keys first .. first + count ≤ kKeyBlock (float32 [count, N]) join the softmaxes. With kCausal a query sees
-/// those up to its position; the first block of all must have one for each query. Only the first kV vectors
-/// of queries are there.
+/// Scores [key, query] of `count` ≤ kKeyBlock keys, float32 [count, N], the first at position `first`, with
+/// kV vectors of queries q [N, query]; −∞ for keys behind the query's position, with kCausal. highest becomes
+/// the largest of what it was and the scores.
 template <bool kCausal, int kV>
-HWY_NOINLINE void attend_block(QueryBlock& block, const float* keys, const float* values, int64_t first,
-                               int64_t count) {
-  V highest[kV], before[kV], total[kV], position[kV];
-  RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
-    before[v] = highest[v] = load(block.highest + v * kLanes);
-    position[v] = load(block.positions + v * kLanes);
-  }
+HWY_INLINE void score_keys(const float* q, const float* positions, const float* keys, int64_t first,
+                           int64_t count, float* scores, V (&highest)[kV]) {
+  V position[kV];
+  RWKVX_UNROLL for (int v = 0; v < kV; ++v) position[v] = load(positions + v * kLanes);
   for (int64_t key = 0; key < count; key += kTile) {
     // The last tile may be short: its rows repeat the last key, and their scores are not used.
     V tile[kTile][kV];
+    const float* rows[kTile];
     RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
+      rows[i] = keys + std::min(key + i, count - 1) * kHeadSize;
       RWKVX_UNROLL for (int v = 0; v < kV; ++v) tile[i][v] = zero();
     }
-    const float* rows[kTile];
-    RWKVX_UNROLL for (int i = 0; i < kTile; ++i) rows[i] = keys + std::min(key + i, count - 1) * kHeadSize;
     multiply_tile(
-        tile, [&](int i, int64_t n) { return rows[i][n]; }, block.q, kHeadSize);
+        tile, [&](int i, int64_t n) { return rows[i][n]; }, q, kHeadSize);
     RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
       if (key + i >= count) break;
       RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
@@ -135,10 +132,21 @@ HWY_NOINLINE void attend_block(QueryBlock& block, const float* keys, const float
           tile[i][v] = hn::IfThenElse(hidden, set(-INFINITY), tile[i][v]);
         }
         highest[v] = hn::Max(highest[v], tile[i][v]);
-        store(tile[i][v], block.scores + (key + i) * kQueries + v * kLanes);
+        store(tile[i][v], scores + (key + i) * kQueries + v * kLanes);
       }
     }
   }
+}
+
+/// Keys first .. first + count ≤ kKeyBlock (float32 [count, N]) join the softmaxes. With kCausal a query sees
+/// those up to its position; the first block of all must have one for each query. Only the first kV vectors
+/// of queries are there.
+template <bool kCausal, int kV>
+HWY_NOINLINE void attend_block(QueryBlock& block, const float* keys, const float* values, int64_t first,
+                               int64_t count) {
+  V highest[kV], before[kV], total[kV];
+  RWKVX_UNROLL for (int v = 0; v < kV; ++v) before[v] = highest[v] = load(block.highest + v * kLanes);
+  score_keys<kCausal>(block.q, block.positions, keys, first, count, block.scores, highest);
   V scale[kV];
   RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
     scale[v] = exp(hn::Sub(before[v], highest[v]));

@@ -49,7 +49,8 @@ HWY_NOINLINE void score_chunk(const SampledBlock& block, const Rows<T>& keys, in
     const int64_t here = std::min(kKeyBlock, count - begin);
     V before[kV];
     RWKVX_UNROLL for (int v = 0; v < kV; ++v) before[v] = highest[v];
-    score_keys<kCausal>(block, keys.from(begin).widened(here, widened), first + begin, here, scores, highest);
+    score_keys<kCausal>(block.q_t, block.positions, keys.from(begin).widened(here, widened), first + begin,
+                        here, scores, highest);
     RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
       total[v] = hn::Mul(total[v], exp(hn::Sub(before[v], highest[v])));
     }

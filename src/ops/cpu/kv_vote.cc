@@ -15,44 +15,13 @@ namespace rwkvx::cpu::HWY_NAMESPACE {
 
 constexpr int64_t N = kHeadSize;
 
-/// Scores of a block of queries with keys 0 .. count of a page, token `first` of the store being its first:
-/// [key, query], −∞ where the key comes after the query. `highest` takes their maximum.
-template <typename T>
-HWY_NOINLINE void score_page(const QueryBlock& block, const Rows<T>& keys, int64_t first, int64_t count,
-                             float* scores, V (&highest)[kQueryVectors]) {
-  HWY_ALIGN float widened[kKeyBlock * N];
-  for (int64_t begin = 0; begin < count; begin += kKeyBlock) {
-    const int64_t here = std::min(kKeyBlock, count - begin);
-    const float* key_block = keys.from(begin).widened(here, widened);
-    for (int64_t key = 0; key < here; key += kTile) {
-      V tile[kTile][kQueryVectors];
-      const float* rows[kTile];
-      RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
-        rows[i] = key_block + std::min(key + i, here - 1) * N;
-        RWKVX_UNROLL for (int v = 0; v < kQueryVectors; ++v) tile[i][v] = zero();
-      }
-      multiply_tile(
-          tile, [&](int i, int64_t n) { return rows[i][n]; }, block.q, N);
-      RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
-        if (key + i >= here) break;
-        const V position = set(static_cast<float>(first + begin + key + i));
-        RWKVX_UNROLL for (int v = 0; v < kQueryVectors; ++v) {
-          const auto hidden = hn::Gt(position, load(block.positions + v * kLanes));
-          const V score = hn::IfThenElse(hidden, set(-INFINITY), tile[i][v]);
-          highest[v] = hn::Max(highest[v], score);
-          store(score, scores + (begin + key + i) * kQueries + v * kLanes);
-        }
-      }
-    }
-  }
-}
-
 template <typename T>
 HWY_NOINLINE void vote_typed(const KvVote& call, int64_t head, Scratch& scratch) {
   const KvChunks& kv = call.kv;
   const int64_t width = call.q.dim(1), candidates = call.votes.dim(1);
   float* votes = call.votes.as<float>() + head * candidates;
   QueryBlock block;
+  HWY_ALIGN float widened[kKeyBlock * N];
   for (int64_t row = 0; row < call.q.dim(0); row += kQueries) {
     const int64_t lanes = std::min(kQueries, call.q.dim(0) - row);
     for (int64_t lane = 0; lane < kQueries; ++lane) {
@@ -70,8 +39,12 @@ HWY_NOINLINE void vote_typed(const KvVote& call, int64_t head, Scratch& scratch)
       const int64_t first = chunk * kv.chunk_size, in_page = head * kv.chunk_size;
       const Rows<T> rows{static_cast<T*>(kv.keys[c]) + in_page * N,
                          Rows<T>::kScaled ? kv.key_scales[c] + in_page : nullptr};
-      score_page(block, rows, first, std::min(kv.chunk_size, keys - first), scores + first * kQueries,
-                 highest);
+      const int64_t count = std::min(kv.chunk_size, keys - first);
+      for (int64_t begin = 0; begin < count; begin += kKeyBlock) {
+        const int64_t here = std::min(kKeyBlock, count - begin);
+        score_keys<true>(block.q, block.positions, rows.from(begin).widened(here, widened), first + begin,
+                         here, scores + (first + begin) * kQueries, highest);
+      }
     }
     V total[kQueryVectors];
     RWKVX_UNROLL for (int v = 0; v < kQueryVectors; ++v) total[v] = zero();

@@ -40,7 +40,8 @@ HWY_NOINLINE void score_all(const SampledHead& head, const SampledQueries& sampl
   V highest[kV];
   RWKVX_UNROLL for (int v = 0; v < kV; ++v) highest[v] = set(-1e30f);
   over_keys<T>(head, count, [&](int64_t position, int64_t here, const float* keys) {
-    score_keys<true>(sampled, keys, position, here, scores + position * kQueries, highest);
+    score_keys<true>(sampled.q_t, sampled.positions, keys, position, here, scores + position * kQueries,
+                     highest);
   });
   RWKVX_UNROLL for (int v = 0; v < kV; ++v) store(highest[v], highest_of + v * kLanes);
 }

@@ -57,37 +57,6 @@ struct SampledQueries {
   }
 };
 
-/// scores[key, query] of `here` ≤ kKeyBlock keys, float32 [here, N], the first at position `first`; −∞ behind
-/// the query, with kCausal. highest becomes the largest of what it was and the scores.
-template <bool kCausal>
-HWY_INLINE void score_keys(const SampledQueries& sampled, const float* keys, int64_t first, int64_t here,
-                           float* scores, V (&highest)[kQueryVectors]) {
-  constexpr int kV = kQueryVectors;
-  V position[kV];
-  RWKVX_UNROLL for (int v = 0; v < kV; ++v) position[v] = load(sampled.positions + v * kLanes);
-  for (int64_t key = 0; key < here; key += kTile) {
-    V tile[kTile][kV];
-    const float* rows[kTile];
-    RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
-      rows[i] = keys + std::min(key + i, here - 1) * kHeadSize;
-      RWKVX_UNROLL for (int v = 0; v < kV; ++v) tile[i][v] = zero();
-    }
-    multiply_tile(
-        tile, [&](int i, int64_t n) { return rows[i][n]; }, sampled.q_t, kHeadSize);
-    RWKVX_UNROLL for (int i = 0; i < kTile; ++i) {
-      if (key + i >= here) break;
-      RWKVX_UNROLL for (int v = 0; v < kV; ++v) {
-        if constexpr (kCausal) {
-          const V at = set(static_cast<float>(first + key + i));
-          tile[i][v] = hn::IfThenElse(hn::Gt(at, position[v]), set(-INFINITY), tile[i][v]);
-        }
-        highest[v] = hn::Max(highest[v], tile[i][v]);
-        store(tile[i][v], scores + (key + i) * kQueries + v * kLanes);
-      }
-    }
-  }
-}
-
 }  // namespace rwkvx::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
