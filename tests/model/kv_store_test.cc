@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
+#include <cstring>
 #include <random>
 
 #include "base/error.h"
@@ -124,6 +125,52 @@ TEST_F(BoundedStoreTest, CopiesGoTheirOwnWays) {
   next_ = 55;
   append(copy, 3);
   EXPECT_EQ(copy.length(), 58);
+}
+
+/// What attention keeps beside a store follows it: through growth, copies, dropped tokens and a new
+/// beginning.
+TEST(KvStore, AttentionKeepsNothingThatIsNoLongerTrue) {
+  constexpr int64_t kHeads = 2, C = kHeads * kHeadSize, kChunk = 2;
+  const std::unique_ptr<Ops> ops = make_ops({"cpu", Precision::f32, 2});
+  const KvOptions options = bounded(1300, 50, 900);
+  KvStore store(kHeads, kChunk, 0, options, std::make_shared<KvMemory>(options, *ops), *ops);
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  int64_t compared = 0;
+  const auto append = [&](KvStore& to, int64_t tokens) {
+    for (int64_t done = 0; done < tokens;) {
+      const int64_t rows =
+          std::min({tokens - done, int64_t{1} + static_cast<int64_t>(random() % 90), to.room()});
+      Buffer q(DType::f32, {rows, C}), k(DType::f32, {rows, C}), v(DType::f32, {rows, C});
+      for (Buffer* x : {&q, &k, &v}) {
+        for (int64_t i = 0; i < rows * C; ++i) x->as<float>()[i] = normal(random);
+      }
+      to.extend(rows);
+      KvChunks kv = to.chunks();
+      const std::array<int64_t, 2> offsets{0, rows};
+      ops->kv_append(k, v, offsets, std::span(&kv, 1));
+      Buffer with(DType::f32, {rows, C}), without(DType::f32, {rows, C});
+      ops->chunk_attention({q, offsets, std::span(&kv, 1), 4, with});
+      kv.derived = nullptr;
+      ops->chunk_attention({q, offsets, std::span(&kv, 1), 4, without});
+      ASSERT_EQ(std::memcmp(with.view().data(), without.view().data(), with.view().bytes()), 0)
+          << "behind " << kv.length << " tokens";
+      if (kv.length > 600) ++compared;
+      to.observe(q);
+      done += rows;
+    }
+  };
+  append(store, 800);
+  KvStore copy = store;
+  append(store, 2000);  // drops tokens
+  append(copy, 400);
+  copy = store;
+  append(copy, 700);
+  KvStore moved = std::move(store);
+  append(moved, 300);
+  moved.clear();
+  append(moved, 1200);
+  EXPECT_GT(compared, 50);
 }
 
 TEST_F(BoundedStoreTest, BlocksDoTheirWorkAtDifferentTokens) {

@@ -19,6 +19,13 @@ constexpr int64_t N = kHeadSize;
 /// Fewer queries than this are attended one by one, with their channels in the lanes.
 constexpr int64_t kFewQueries = kLanes == 16 ? 6 : 4;
 
+/// Sums of a chunk that gates are computed from, and those of chunk `chunk`, [parts, N].
+HWY_INLINE int64_t parts_of(const KvChunks& kv) { return kv.part > 0 ? kv.chunk_size / kv.part : 1; }
+HWY_INLINE const float* sums_of(const KvChunks& kv, int64_t head, int64_t chunk) {
+  const auto& all = kv.part > 0 ? kv.part_sums : kv.key_sums;
+  return static_cast<const float*>(all[static_cast<size_t>(chunk)]) + head * parts_of(kv) * N;
+}
+
 /// What the parts of a task share.
 struct Head {
   const KvChunks& kv;
@@ -45,12 +52,8 @@ struct Head {
     const int64_t first = head * kv.chunk_size;
     return {static_cast<T*>(pages[c]) + first * N, Rows<T>::kScaled ? scales[c] + first : nullptr};
   }
-  /// Sums that gates are computed from: parts() rows of N.
-  const float* sums(int64_t chunk) const {
-    const auto& all = kv.part > 0 ? kv.part_sums : kv.key_sums;
-    return static_cast<const float*>(all[static_cast<size_t>(chunk)]) + head * parts() * N;
-  }
-  int64_t parts() const { return kv.part > 0 ? kv.chunk_size / kv.part : 1; }
+  const float* sums(int64_t chunk) const { return sums_of(kv, head, chunk); }
+  int64_t parts() const { return parts_of(kv); }
 };
 
 /// Queries row_of(0 .. lanes); lanes beyond repeat the last.

@@ -20,14 +20,15 @@ using VI32 = hn::Vec<I32>;
 using VU8 = hn::Vec<U8>;
 using VI8 = hn::Vec<I8>;
 
-/// Four values of x for every lane.
-HWY_INLINE VI8 broadcast(const int8_t* q) {
+/// The four at x for every lane.
+HWY_INLINE VI8 broadcast(const int8_t* x) {
   int32_t four;
-  std::memcpy(&four, q, sizeof four);
+  std::memcpy(&four, x, sizeof four);
   return hn::BitCast(I8(), hn::Set(I32(), four));
 }
 
-/// acc[lane] += Σ w · x of the lane's four bytes. |w| · |x| of two neighbours must stay below 2^15.
+/// acc[lane] += Σ w · x of the lane's four bytes, w without and x with a sign. Unless they are VNNI's, the
+/// products of two neighbours must add up to less than 2^15.
 HWY_INLINE VI32 dot(VI32 acc, VU8 w, VI8 x) {
 #if HWY_TARGET == HWY_AVX3_DL
   // Highway 1.0.3 does not tell the compiler that this target has AVX512_VNNI.

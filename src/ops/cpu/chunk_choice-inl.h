@@ -75,22 +75,26 @@ HWY_INLINE void insert(V gate, V chunk, int64_t slots, int64_t stride, float* be
   }
 }
 
-/// A chunk's gate for one query, and for the block's: the largest of its parts'.
+/// A chunk's gate for one query, and for the block's: the largest of its parts' that are numbers.
 HWY_INLINE float chunk_gate(const Head& head, int64_t row, int64_t chunk) {
   const float* sums = head.sums(chunk);
-  float gate = gate_of(head.query(row), sums);
-  for (int64_t part = 1; part < head.parts(); ++part) {
-    gate = std::max(gate, gate_of(head.query(row), sums + part * N));
+  float gate = -INFINITY;
+  for (int64_t part = 0; part < head.parts(); ++part) {
+    const float other = gate_of(head.query(row), sums + part * N);
+    gate = other > gate ? other : gate;
   }
   return gate;
 }
 template <int kVectors>
 HWY_INLINE Gates<kVectors> chunk_gates(const Head& head, const QueryBlock& block, int64_t chunk) {
   const float* sums = head.sums(chunk);
-  auto gates = partial_gates<kVectors, 0, 1>(block.q, sums);
-  for (int64_t part = 1; part < head.parts(); ++part) {
+  Gates<kVectors> gates;
+  RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) gates.of[v] = set(-INFINITY);
+  for (int64_t part = 0; part < head.parts(); ++part) {
     const auto other = partial_gates<kVectors, 0, 1>(block.q, sums + part * N);
-    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) gates.of[v] = hn::Max(gates.of[v], other.of[v]);
+    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+      gates.of[v] = hn::IfThenElse(hn::Gt(other.of[v], gates.of[v]), other.of[v], gates.of[v]);
+    }
   }
   return gates;
 }
@@ -163,14 +167,15 @@ HWY_NOINLINE void choose_one_bounded(const Head& head, int64_t row, int64_t own,
   });
 }
 
-/// Whether bounds pay in a task: with them a gate is computed by itself, which costs as much as a dozen among
-/// those of a block.
+/// Whether bounds pay in a task: with them a gate is computed by itself, which costs as much as four among
+/// those of a block. The first block, which has no guesses, does not count.
 struct BoundsUse {
   int64_t gates = 0, computed = 0;
-  bool pays() const { return gates < (1 << 17) || computed < gates / 16; }
+  bool pays() const { return gates < (1 << 14) || computed < gates / 5; }
 };
 
-/// Raises the bars to the least of the best gates for chunks that rows before chose; written before `chosen`.
+/// Raises the bars to the least of the best gates for chunks that the rows before chose: `chosen` points
+/// behind what is written of them.
 template <int kVectors>
 HWY_NOINLINE void guess_bars(const Head& head, const QueryBlock& block, int64_t row, int64_t lanes,
                              int64_t own, const int32_t* chosen, AttentionScratch& scratch,
@@ -200,8 +205,9 @@ HWY_NOINLINE void guess_bars(const Head& head, const QueryBlock& block, int64_t 
       insert(gates.of[v], zero(), slots, stride, best + v * kLanes, best_chunk + v * kLanes);
     }
   }
-  // The block's queries are scaled; chunks with this very gate still matter.
+  // The block's queries are scaled, without rounding unless they are tiny; chunks with this very gate matter.
   for (int64_t lane = 0; lane < lanes; ++lane) {
+    if (!(queries.scales[lane] > 0 && queries.errors[lane] < kLarge)) continue;
     queries.raise(lane, std::nextafter(8 * best[(slots - 1) * stride + lane], -INFINITY));
   }
 }
@@ -233,6 +239,7 @@ HWY_NOINLINE void choose_bounded(const Head& head, const QueryBlock& block, int6
       queries.raise(lane, gates[slots - 1]);
     }
   });
+  if (row == head.begin) return;
   use.gates += own * lanes;
   use.computed += computed;
 }

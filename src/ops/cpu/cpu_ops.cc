@@ -182,10 +182,11 @@ class CpuOps final : public Ops {
   void pack_key_sums(const ChunkAttention& call, int64_t heads) {
     packed_.assign(call.kv.size(), nullptr);
     size_t unkept = 0;
-    bool many = false;
+    int64_t left = 0;
     for (size_t s = 0; s < call.kv.size(); ++s) {
       const KvChunks& kv = call.kv[s];
-      const int64_t chunks = (kv.length - 1) / kv.chunk_size, rows = call.offsets[s + 1] - call.offsets[s];
+      const int64_t chunks = (kv.length - 1) / kv.chunk_size;
+      const int64_t rows = call.offsets[s + 1] - call.offsets[s];
       if (chunks < std::max(cpu::kFewChunks, call.top_k) || call.top_k == 1) continue;
       if (kv.derived != nullptr) {
         if (!*kv.derived) *kv.derived = std::make_unique<cpu::PackedHeads>(heads);
@@ -195,9 +196,9 @@ class CpuOps final : public Ops {
         packed_[s] = unkept_[unkept++].get();
         packed_[s]->clear(heads);
       }
-      many = many || rows >= kv.chunk_size;
+      if (packed_[s] != nullptr) left += chunks - packed_[s]->head(0).count;
     }
-    run_tasks(static_cast<int64_t>(packed_.size()) * heads, many, [&](int64_t task, int) {
+    run_tasks(static_cast<int64_t>(packed_.size()) * heads, left * heads >= 256, [&](int64_t task, int) {
       const auto s = static_cast<size_t>(task / heads);
       if (packed_[s] == nullptr) return;
       const KvChunks& kv = call.kv[s];

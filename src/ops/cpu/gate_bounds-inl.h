@@ -1,7 +1,7 @@
 /// Upper bounds of gates from sums of bytes, at a quarter of the products' cost and a quarter of the memory:
 /// only chunks whose bound exceeds the least gate chosen so far need their gate computed.
 ///
-/// With s = m + σ·i + ε and q = θ·u + δ, i and u integers of 8 and 7 bits (Cauchy–Schwarz),
+/// With s = m + σ·i + ε and q = θ·u + δ, i and u integers of 8 and 7 (VNNI: 8) bits (Cauchy–Schwarz),
 ///   q·s ≤ q·m + θσ·Σ u i + ‖δ‖·‖s − m‖ + ‖ε‖·θ‖u‖.
 /// m is the mean of all sums: keys of trained models have much in common, which no choice depends on.
 #if defined(RWKVX_OPS_CPU_GATE_BOUNDS_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -31,6 +31,7 @@ constexpr int32_t kQueryLevels = 127, kQueryOffset = 128;
 #else
 constexpr int32_t kQueryLevels = 63, kQueryOffset = 64;
 #endif
+constexpr float kLarge = 1e17f;  // what is larger has no bounds: no product below may overflow
 constexpr float kMore = 1.001f;  // for the rounding of norms
 /// A gate and q·m are within 64 · 2⁻²⁴ · ‖q‖ · ‖s‖ of what they would be exactly, ‖s‖ ≤ ‖s − m‖ + ‖m‖.
 constexpr float kRounding = 1e-5f;
@@ -75,7 +76,7 @@ struct ByteRow {
   float scale, norm, error;
   VI32 sum, squares;  // partial sums of the integers
 
-  /// Integers between −levels and levels go to `bytes`. What is not finite makes norm or error not finite.
+  /// Integers between −levels and levels go to `bytes`. Norm or error of what is not finite is not, either.
   HWY_INLINE ByteRow(const V (&x)[kHeadVectors], int32_t levels, int8_t* bytes) {
     V most = zero();
     RWKVX_UNROLL for (int64_t n = 0; n < kHeadVectors; ++n) most = hn::Max(most, hn::Abs(x[n]));
@@ -98,42 +99,45 @@ struct ByteRow {
     }
     norm = kMore * std::sqrt(sum_of_lanes(sizes)) + (small ? 8 * largest : 0);  // 8 = √N
     error = kMore * std::sqrt(sum_of_lanes(errors)) + (small ? 8 * largest : 0);
+    if (!(largest < kLarge)) norm = error = NAN;
   }
 };
 
-HWY_INLINE const float* sums_of(const KvChunks& kv, int64_t head, int64_t chunk) {
-  const auto& all = kv.part > 0 ? kv.part_sums : kv.key_sums;
-  const int64_t parts = kv.part > 0 ? kv.chunk_size / kv.part : 1;
-  return static_cast<const float*>(all[static_cast<size_t>(chunk)]) + head * parts * N;
-}
-
 HWY_NOINLINE void pack_sums(const KvChunks& kv, int64_t head, int64_t chunks, PackedSums& packed) {
-  const int64_t parts = kv.part > 0 ? kv.chunk_size / kv.part : 1, count = chunks * parts;
+  const int64_t parts = parts_of(kv), count = chunks * parts;
   if (count <= packed.count) return;
   if (const auto room = static_cast<size_t>(count + kPackedMore); room > packed.rows.size()) {
     const size_t more = std::max(room, packed.rows.size() + packed.rows.size() / 2);
-    packed.rows.resize(more);
     packed.totals.resize(more);
     packed.scales.resize(more);
     packed.norms.resize(more);
     packed.errors.resize(more);
+    packed.rows.resize(more);  // the last: its size says how much room there is
   }
   if (count >= 2 * packed.in_mean) {
     packed.count = 0;
     packed.in_mean = count;
     V mean[kHeadVectors], square = zero();
     RWKVX_UNROLL for (int64_t n = 0; n < kHeadVectors; ++n) mean[n] = zero();
+    int64_t finite = 0;
     for (int64_t at = 0; at < count; ++at) {
       const float* sums = sums_of(kv, head, at / parts) + at % parts * N;
-      RWKVX_UNROLL for (int64_t n = 0; n < kHeadVectors; ++n) mean[n] =
-          hn::Add(mean[n], load(sums + n * kLanes));
+      V x[kHeadVectors], all = zero();
+      RWKVX_UNROLL for (int64_t n = 0; n < kHeadVectors; ++n) {
+        x[n] = load(sums + n * kLanes);
+        all = hn::MulAdd(x[n], zero(), all);  // 0, or NaN
+      }
+      if (!hn::AllTrue(F(), hn::Eq(all, zero()))) continue;
+      ++finite;
+      RWKVX_UNROLL for (int64_t n = 0; n < kHeadVectors; ++n) mean[n] = hn::Add(mean[n], x[n]);
     }
     RWKVX_UNROLL for (int64_t n = 0; n < kHeadVectors; ++n) {
-      mean[n] = hn::Mul(mean[n], set(1.0f / static_cast<float>(count)));
+      mean[n] = hn::Mul(mean[n], set(1.0f / static_cast<float>(std::max<int64_t>(1, finite))));
       store(mean[n], packed.mean + n * kLanes);
       square = hn::MulAdd(mean[n], mean[n], square);
     }
     packed.mean_norm = kMore * std::sqrt(sum_of_lanes(square));
+    if (!(packed.mean_norm < kLarge)) packed.mean_norm = INFINITY;
   }
   for (int64_t at = packed.count; at < count; ++at) {
     const float* sums = sums_of(kv, head, at / parts) + at % parts * N;
@@ -143,7 +147,7 @@ HWY_NOINLINE void pack_sums(const KvChunks& kv, int64_t head, int64_t chunks, Pa
     }
     const auto i = static_cast<size_t>(at);
     const ByteRow row(x, 127, packed.rows[i].i);
-    packed.totals[i] = hn::GetLane(hn::SumOfLanes(I32(), row.sum));
+    packed.totals[i] = std::isfinite(row.norm) ? hn::GetLane(hn::SumOfLanes(I32(), row.sum)) : 0;
     packed.scales[i] = row.scale;
     packed.norms[i] = row.norm;
     packed.errors[i] = row.error;
