@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from .corpus import how_to_get
+from .kept import keep
 from .plan import Plan, read_recipe
 from .report import write_report
 from .stages import Failure, Runner, say
@@ -33,6 +34,8 @@ def parsed(arguments):
     parser.add_argument("--books", action="store_true", help="how to get the books")
     parser.add_argument("--report", type=Path, help="file of the report (default: docs/reproduction.md; OUT/reproduction.md "
                         "of smoke runs and other recipes)")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="also copy what was measured to FOLDER, without models and "
+                        "texts; such a copy, as OUT, is a run whose finished stages are not made again")
     parser.add_argument("--threads", type=int, default=0, help="0 for one on each core")
     parser.add_argument("--rwkvx", type=Path, help="the program (default: build/release/rwkvx, built first)")
     return parser.parse_args(arguments)
@@ -93,6 +96,8 @@ def run(options):
     report = (options.report or (ROOT / "docs" if ours else out) / "reproduction.md").resolve()
     write_report(plan, runner.folders, report)
     say(f"reproduce: wrote {report}")
+    if options.keep:
+        say(f"reproduce: kept {keep(plan, runner.folders, options.keep.resolve())} files in {options.keep}")
     if waiting:
         say(f"reproduce: {len(waiting)} stages wait for others; see --list")
     return 0

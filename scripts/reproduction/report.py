@@ -185,6 +185,23 @@ def trained_tokens(plan, results, name):
     return tokens
 
 
+def card_prose(results, name):
+    """How well the model predicts text, and what it writes."""
+    spec = results.plan.recipe["evaluation"]
+    lines = []
+    bits = {what: results.loss(name, what).bits() for what in ("windows", "pieces")}
+    if all(bits.values()):
+        pressed = results.corpus()["compressed"]["pieces"]
+        others = ", ".join(f"{program} {number(pressed[program])}" for program in ("gzip", "xz"))
+        lines += [f"Held-out books: {number(bits['windows'])} bits per byte in pieces of {tables.size(spec['held_out']['window'])}, "
+                  f"{number(bits['pieces'])} in pieces of {tables.size(spec['held_out']['piece'])} ({others}).", ""]
+    for prompt, text in results.samples(name)[:1]:
+        lines += [f"What it writes (seed {spec['samples']['seed']}, temperature {spec['samples']['temperature']}, top-p "
+                  f"{spec['samples']['top-p']}, the first draw):", "",
+                  *("> " + line for line in (prompt + text).replace("\\", "\\\\").split("\n")), ""]
+    return lines
+
+
 def model_card(plan, results):
     name = plan.recipe["shipped"]
     stage = plan.models[name]
@@ -204,6 +221,7 @@ def model_card(plan, results):
              table(["", "bound", "measured", "met"],
                    [[t["about"], t["bound"], MISSING if t["value"] is None else t["shown"],
                      MISSING if t["value"] is None else "yes" if t["met"] else "no"] for t in plan_targets(results)]), "",
+             *card_prose(results, name),
              "Limits: it was made to show retrieval at a small size. Its sentences look like English and mean little; it knows "
              "nothing, follows no instructions, and finds what is stated in the ways of its training. `docs/reproduction.md` has "
              "all tables.", ""]

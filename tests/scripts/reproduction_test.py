@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from reproduction import corpus, models, report, tables  # noqa: E402
+from reproduction.kept import keep  # noqa: E402
 from reproduction.plan import Plan, read_recipe  # noqa: E402
 from reproduction.stages import Failure, Folders, Runner, Stage, read_json  # noqa: E402
 
@@ -33,6 +34,30 @@ class Temporary(unittest.TestCase):
                                                     "described": stage.described()}}.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(value if isinstance(value, str) else json.dumps(value))
+
+
+class KeptTest(Temporary):
+    def test_a_kept_run_is_done_and_small(self):
+        plan = self.plan()
+        model = plan.models["mixture"]
+        self.leave(plan.data, {"corpus.json": {}, "pieces.jsonl": "{}\n", "texts/a.txt": "text"})
+        for need in model.needs[1:]:
+            self.leave(need, {})
+        self.leave(model, {"info.json": {"file": f"{self.runner.folders.out}/mixture/mixture.gguf"}, "mixture.gguf": "weights",
+                           "run/metrics.jsonl": "{}\n", "run/checkpoints/last/trainer.json": {}})
+        kept = self.out / "kept"
+        keep(plan, self.runner.folders, kept)
+        names = {str(file.relative_to(kept)) for file in kept.rglob("*") if file.is_file()}
+        self.assertLessEqual({"data/stage.json", "data/corpus.json", "mixture/stage.json", "mixture/info.json",
+                              "mixture/run/metrics.jsonl"}, names)
+        self.assertFalse({"data/pieces.jsonl", "data/texts/a.txt", "mixture/mixture.gguf",
+                          "mixture/run/checkpoints/last/trainer.json"} & names)
+        self.assertEqual(read_json(kept / "mixture/info.json")["file"], "mixture/mixture.gguf")
+        self.assertEqual(Folders(kept).state(model), "done")
+        keep(plan, self.runner.folders, kept)  # once more
+        (self.out / "other").mkdir()
+        with self.assertRaisesRegex(Failure, "holds no run"):
+            keep(plan, self.runner.folders, self.out / "other")
 
 
 class TextTest(Temporary):

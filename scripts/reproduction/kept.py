@@ -1,0 +1,25 @@
+"""A run without its models and texts: small enough to be committed, enough to write its report again."""
+
+import shutil
+from pathlib import Path
+
+from .stages import Failure, write_text
+
+KINDS = (".json", ".jsonl", ".svg")
+
+
+def keep(plan, folders, to):
+    """Copies what finished stages measured. Paths in it become relative to the run's folder."""
+    to = Path(to)
+    if to.exists() and not (to / "data").exists():
+        raise Failure(f"{to}: is there and holds no run; name another folder")
+    shutil.rmtree(to, ignore_errors=True)
+    done = [stage for stage in plan.stages if folders.state(stage) == "done"]
+    files = [file for stage in done for file in folders.of(stage).rglob("*")
+             if file.suffix in KINDS and "checkpoints" not in file.parts and not (stage is plan.data and file.suffix == ".jsonl")]
+    files += [file for file in (folders.out / "loss").rglob("*") if file.suffix in KINDS]
+    for file in files:
+        copy = to / file.relative_to(folders.out)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        write_text(copy, file.read_text(encoding="utf-8").replace(f"{folders.out}/", ""))
+    return len(files)
