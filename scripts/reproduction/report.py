@@ -195,10 +195,12 @@ def card_prose(results, name):
         others = ", ".join(f"{program} {number(pressed[program])}" for program in ("gzip", "xz"))
         lines += [f"Held-out books: {number(bits['windows'])} bits per byte in pieces of {tables.size(spec['held_out']['window'])}, "
                   f"{number(bits['pieces'])} in pieces of {tables.size(spec['held_out']['piece'])} ({others}).", ""]
-    for prompt, text in results.samples(name)[:1]:
+    samples = results.samples(name)
+    if samples:
         lines += [f"What it writes (seed {spec['samples']['seed']}, temperature {spec['samples']['temperature']}, top-p "
-                  f"{spec['samples']['top-p']}, the first draw):", "",
-                  *("> " + line for line in (prompt + text).replace("\\", "\\\\").split("\n")), ""]
+                  f"{spec['samples']['top-p']}, the first draws):", ""]
+    for prompt, text in samples:
+        lines += [*("> " + line for line in (prompt + text).replace("\\", "\\\\").split("\n")), ""]
     return lines
 
 
