@@ -10,8 +10,10 @@ KINDS = (".json", ".jsonl", ".svg")
 
 def keep(plan, folders, to):
     """Copies what finished stages measured. Paths in it become relative to the run's folder."""
-    to = Path(to)
-    if to.exists() and not (to / "data").exists():
+    to, out = Path(to).resolve(), folders.out.resolve()
+    if to == out or to in out.parents or out in to.parents:
+        raise Failure(f"--keep {to}: is the run's own folder, or around or in it; name another folder")
+    if to.exists() and not (to / "data" / "stage.json").exists():
         raise Failure(f"{to}: is there and holds no run; name another folder")
     shutil.rmtree(to, ignore_errors=True)
     done = [stage for stage in plan.stages if folders.state(stage) == "done"]

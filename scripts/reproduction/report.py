@@ -159,12 +159,15 @@ def ablations(results):
                    table(["", *(tables.size(length) for length in lengths)], rows))
 
 
+def quoted(text):
+    return "\n".join("> " + line for line in text.replace("\\", "\\\\").split("\n"))
+
+
 def samples(results):
     parts = []
     for name in results.plan.recipe["evaluation"]["samples"]["models"]:
         for prompt, text in results.samples(name):
-            quoted = "\n".join("> " + line for line in (prompt + text).replace("\\", "\\\\").split("\n"))
-            parts.append(f"`{name}`, from `{prompt.strip()}` on:\n\n{quoted}")
+            parts.append(f"`{name}`, from `{prompt.strip()}` on:\n\n{quoted(prompt + text)}")
     spec = results.plan.recipe["evaluation"]["samples"]
     return (f"## What they write\n\nThe first draw (seed {spec['seed']}, temperature {spec['temperature']}, top-p {spec['top-p']}), "
             "not a chosen one.\n\n" + ("\n\n".join(parts) or MISSING))
@@ -200,7 +203,7 @@ def card_prose(results, name):
         lines += [f"What it writes (seed {spec['samples']['seed']}, temperature {spec['samples']['temperature']}, top-p "
                   f"{spec['samples']['top-p']}, the first draws):", ""]
     for prompt, text in samples:
-        lines += [*("> " + line for line in (prompt + text).replace("\\", "\\\\").split("\n")), ""]
+        lines += [quoted(prompt + text), ""]
     return lines
 
 

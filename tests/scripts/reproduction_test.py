@@ -58,6 +58,10 @@ class KeptTest(Temporary):
         (self.out / "other").mkdir()
         with self.assertRaisesRegex(Failure, "holds no run"):
             keep(plan, self.runner.folders, self.out / "other")
+        for own in (self.runner.folders.out, self.out, self.runner.folders.out / "kept"):
+            with self.assertRaisesRegex(Failure, "own folder"):
+                keep(plan, self.runner.folders, own)
+        self.assertTrue((self.runner.folders.of(model) / "mixture.gguf").exists())
 
 
 class TextTest(Temporary):
