@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 INSTALL = 'install it with: pip install llama-cpp-python'
-BATCH = 512
+BATCH = 512  # tokens that llama.cpp computes at a time by default (its ubatch)
 
 
 def import_llama_cpp():
@@ -22,9 +22,13 @@ def import_llama_cpp():
 
 
 class LlamaCppModel:
-    """Errors: RuntimeError where llama.cpp refuses the file or a batch; its own words go to stderr."""
+    """Errors: RuntimeError where llama.cpp refuses the file or a batch; its own words go to stderr.
+
+    `context` is the most tokens of a prompt."""
 
     def __init__(self, path, threads, context=4096):
+        self.path, self.threads, self.most = path, threads, context
+        self.contexts = {}  # by ubatch
         self.api = import_llama_cpp()
 
         @self.api.llama_log_callback
@@ -37,21 +41,33 @@ class LlamaCppModel:
         self.model = self.api.llama_model_load_from_file(str(path).encode(), self.api.llama_model_default_params())
         if not self.model:
             raise RuntimeError(f'llama.cpp cannot load {path}')
-        params = self.api.llama_context_default_params()
-        params.n_ctx = context
-        params.n_batch = params.n_ubatch = BATCH
-        params.n_threads = params.n_threads_batch = threads
-        params.n_seq_max = 1
-        params.no_perf = True
-        self.context = self.api.llama_init_from_model(self.model, params)
-        if not self.context:
-            raise RuntimeError(f'llama.cpp cannot make a context for {path}')
+        self.use(BATCH)
         self.vocabulary = self.api.llama_model_get_vocab(self.model)
         self.vocab = self.api.llama_vocab_n_tokens(self.vocabulary)
 
+    def use(self, ubatch):
+        """From now on `ubatch` tokens are computed at a time, in a context with a state of its own."""
+        if ubatch not in self.contexts:
+            params = self.api.llama_context_default_params()
+            params.n_ctx = params.n_batch = self.most
+            params.n_ubatch = ubatch
+            params.n_threads = params.n_threads_batch = self.threads
+            params.n_seq_max = 1
+            params.no_perf = True
+            context = self.api.llama_init_from_model(self.model, params)
+            if not context:
+                raise RuntimeError(f'llama.cpp cannot make a context for {self.path} with ubatch {ubatch}')
+            self.contexts[ubatch] = context
+        self.context = self.contexts[ubatch]
+
     def close(self):
-        self.api.llama_free(self.context)
+        for context in self.contexts.values():
+            self.api.llama_free(context)
         self.api.llama_model_free(self.model)
+
+    def system(self):
+        """llama.cpp's own words on what its library was built for and uses here."""
+        return self.api.llama_print_system_info().decode()
 
     def reset(self):
         """Back to an empty state."""
@@ -91,8 +107,21 @@ class LlamaCppModel:
                 out[start + i] = np.ctypeslib.as_array(row, (self.vocab,))
         return out
 
-    def time_prefill(self, tokens):
-        """Tokens per second of one batch (<= 512 tokens) from an empty state; logits of the last token only."""
+    def best_ubatch(self, tokens, ubatches):
+        """({ubatch: tokens per second of this prompt, after warming up}, the fastest); other contexts are freed."""
+        speeds = {}
+        for ubatch in ubatches:
+            self.time_prefill(tokens[:ubatch], ubatch)
+            speeds[ubatch] = self.time_prefill(tokens, ubatch)
+        best = max(speeds, key=speeds.get)
+        for ubatch in set(self.contexts) - {BATCH, best}:
+            self.api.llama_free(self.contexts.pop(ubatch))
+        self.use(BATCH)
+        return speeds, best
+
+    def time_prefill(self, tokens, ubatch=BATCH):
+        """Tokens per second of one prompt from an empty state; logits of the last token only."""
+        self.use(ubatch)
         self.reset()
         batch = self._batch(tokens)
         start = time.perf_counter()
@@ -101,7 +130,8 @@ class LlamaCppModel:
         return len(tokens) / (time.perf_counter() - start)
 
     def time_decode(self, tokens):
-        """Tokens per second fed one by one, with logits for each, continuing from the present state."""
+        """Tokens per second fed one by one, with logits for each, continuing after time_prefill with BATCH."""
+        self.use(BATCH)
         batches, kept = [], []
         for token in tokens:
             batches.append(self._batch([token]))

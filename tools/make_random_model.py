@@ -2,10 +2,11 @@
 """Writes a random-weight RWKV-7 or RWKV-X checkpoint as .safetensors in bfloat16, for benchmarks and tests of speed.
 
 The tensors have the names and shapes of the public checkpoints, and scales that keep activations lively but sane:
-they neither explode nor vanish over the blocks, and every gate, decay and learning rate takes varied values. The
-defaults have the shape of the 0.19B World model (12 blocks x 768 channels, 65536 tokens).
+they neither explode nor vanish over the blocks, and every gate, decay and learning rate takes varied values. --shape
+takes the blocks, channels and ranks of a World model (65536 tokens): 0.19b is 12 blocks x 768 channels, 1.5b 24 x 2048.
+With the same seed an RWKV-X has the embedding and the RWKV-7 blocks of the plain model, bit for bit.
 
-Needs only numpy; memory stays small, since tensors are written as they are made.
+Needs only numpy; memory stays small (0.2 GB), since tensors are written as they are made.
 """
 import argparse
 import json
@@ -18,22 +19,27 @@ import numpy as np
 
 HEAD = 64                  # channels of a head
 VALUES_AT_ONCE = 1 << 22     # values generated at a time
+SHAPES = {'0.19b': (12, 768, '64,64,32,128'), '1.5b': (24, 2048, '96,96,64,256')}  # blocks, channels, ranks
 
 
 def parse_arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--out', required=True, metavar='FILE', help='the .safetensors file to write')
-    p.add_argument('--layers', type=int, default=12, help='RWKV-7 blocks (default %(default)s)')
-    p.add_argument('--channels', type=int, default=768, help='a multiple of 64 (default %(default)s)')
+    p.add_argument('--shape', choices=SHAPES, default='0.19b', help='of a World model (default %(default)s)')
+    p.add_argument('--layers', type=int, help='RWKV-7 blocks (default: those of --shape)')
+    p.add_argument('--channels', type=int, help='a multiple of 64 (default: those of --shape)')
     p.add_argument('--vocab', type=int, default=65536, help='tokens (default %(default)s)')
     p.add_argument('--sparse-blocks', type=int, default=0,
                    help='top-k chunk attention blocks of an RWKV-X; 0 makes a plain RWKV-7 (default %(default)s)')
-    p.add_argument('--ranks', default='64,64,32,128', metavar='W,A,V,G',
-                   help='ranks of the decay, learning-rate, value and gate matrices (default %(default)s)')
+    p.add_argument('--ranks', metavar='W,A,V,G',
+                   help='ranks of the decay, learning-rate, value and gate matrices (default: those of --shape)')
     p.add_argument('--active-share', type=float, default=0.5, metavar='P',
                    help='of the squared ReLUs that are not zero; trained models have some 0.1 (default %(default)s)')
     p.add_argument('--seed', type=int, default=0, help='same seed, same file (default %(default)s)')
     a = p.parse_args()
+    for name, value in zip(('layers', 'channels', 'ranks'), SHAPES[a.shape]):
+        if getattr(a, name) is None:
+            setattr(a, name, value)
     try:
         a.ranks = dict(zip('wavg', [int(r) for r in a.ranks.split(',')], strict=True))
     except ValueError:
