@@ -38,19 +38,27 @@ class Measurements:
         return Stage(at, about, {"needle": settings, "haystack": spec.get("haystack", "noise")}, run,
                      [self.data, model], ("ablations",) if at.startswith("ablations/") else ())
 
-    def loss(self, at, about, name, model, before=None):
+    def loss(self, at, about, name, model, before):
         """Bits per byte of short windows, and by position in long pieces of the held-out books. `before` lists models
         (name, stage, stage of their losses) that are to be in the same picture, if they are measured already."""
         def run(folder):
-            done = [self.gguf(stage, other) for other, stage, losses in before or []
+            done = [self.gguf(stage, other) for other, stage, losses in before
                     if self.runner.folders.state(losses) == "done"]
             for what in ("windows", "pieces"):
-                kept = folder / what if before is None else self.root / "loss" / what
-                self.runner.run(["loss", *done, self.gguf(model, name), self.root / self.data.name / f"{what}.jsonl",
-                                 "--measure", "bits-per-byte", "--out", kept, "--json"], output=folder / f"{what}.json")
+                self.losses(folder, what, [*done, self.gguf(model, name)], self.root / "loss" / what)
 
-        return Stage(at, about, {"loss": "windows and pieces"}, run, [self.data, model],
-                     ("ablations",) if before is None else ())
+        return Stage(at, about, {"loss": "windows and pieces"}, run, [self.data, model])
+
+    def short_loss(self, at, about, name, model):
+        """Of short windows only."""
+        def run(folder):
+            self.losses(folder, "windows", [self.gguf(model, name)], folder / "windows")
+
+        return Stage(at, about, {"loss": "windows"}, run, [self.data, model], ("ablations",))
+
+    def losses(self, folder, what, files, kept):
+        self.runner.run(["loss", *files, self.root / self.data.name / f"{what}.jsonl", "--measure", "bits-per-byte",
+                         "--out", kept, "--json"], output=folder / f"{what}.json")
 
     def speed(self, name, model, spec):
         settings = {"lengths": spec["lengths"], "kv": spec["kv"]}

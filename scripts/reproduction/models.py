@@ -72,11 +72,11 @@ class Models:
         settings = {**spec["train"], **(change or {})}
         if seed is not None:
             settings["seed"] = seed
-        text = patched(read_json(self.recipes / spec["mixture"]), mixture)
+        text = read_json(self.recipes / spec["mixture"])
         for source in text["sources"]:
             source.update((spec.get("sources") or {}).get(source["name"], {}))
-        if "phases" in spec:
-            text["phases"] = spec["phases"]
+        text.update({field: spec[field] for field in ("weights", "phases") if field in spec})
+        text = patched(text, mixture)
         needs = [self.data]
         # One that goes on has its size already.
         fitted = made[spec["like"]] if "like" in spec and "load" not in spec else None

@@ -67,7 +67,7 @@ class Plan:
                 last = list(variation["change"])[-1]
                 self.add(self.measure.needle(f"{at}/needle", variation["name"], last, made[last], measure,
                                              measure["lengths"]))
-                self.add(self.measure.loss(f"{at}/loss", variation["name"], last, made[last]))
+                self.add(self.measure.short_loss(f"{at}/loss", variation["name"], last, made[last]))
         shipped = self.recipe["shipped"]
         for variation in [{"name": "as trained", "flags": {}}] + spec["inference"]:
             self.add(self.measure.needle(f"ablations/inference/{slug(variation['name'])}", variation["name"], shipped,

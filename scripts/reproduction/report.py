@@ -77,13 +77,18 @@ def models(results):
             "the machine it ran on.\n\n" + table(["", "", "blocks", "parameters", "tokens trained", "time"], rows))
 
 
+def asked(grid):
+    """What rwkvx needle was asked, and in what text."""
+    where = {"books": "held-out books"}.get(grid.get("haystack"), grid.get("haystack", "noise"))
+    return "`" + " ".join(f"--{k} {v}" for k, v in grid["flags"].items()) + f"`, in {where}"
+
+
 def needles(results, pictures):
     parts = ["## Keys found\n\nExact match of greedy continuations, in percent (multi-value: the share of values named), and "
              "the number of keys of each\nlength; depths from 0 to 100%."]
     for grid in results.plan.recipe["evaluation"]["needles"]:
         found = {name: results.needles(name, grid["name"]) for name in grid["models"]}
         lengths = sorted({length for result in found.values() for length in result.lengths()})
-        where = {"books": "held-out books"}.get(grid.get("haystack"), grid.get("haystack", "noise"))
         rows = []
         for name, result in found.items():
             cells = [percent(result.accuracy(length)) for length in lengths]
@@ -93,8 +98,7 @@ def needles(results, pictures):
                                                                     100 * result.worst_cell()[2])
             rows.append([f"`{name}`", *(cells or [MISSING]), "–".join(map(str, sorted(counts))) or MISSING, worst])
         head = ["", *(map(tables.size, lengths) if lengths else [grid["lengths"]]), "keys", "worst length and depth"]
-        flags = " ".join(f"--{k} {v}" for k, v in grid["flags"].items())
-        parts.append(f"### {grid['title']}\n\n`{flags}`, in {where}.\n\n" + table(head, rows))
+        parts.append(f"### {grid['title']}\n\n{asked(grid)}.\n\n" + table(head, rows))
         for folder in found[grid["models"][0]].folders:
             picture = pictures.add(folder / "heatmap.svg", f"{grid['name']}-{folder.name}.svg",
                                    f"{grid['title']} in {folder.name}, by length and depth")
@@ -149,9 +153,9 @@ def ablations(results):
         return ""
     rows = [[name, str(len(found)) if found else MISSING, *cells] for name, found, cells in results.ablations()]
     lengths = results.ablation_lengths()
-    head = [f"pass keys at {tables.size(length)}" for length in lengths]
-    text = ("## Ablations\n\nShortened recipes (`scripts/recipes/`); percent of pass keys and bits "
-            "per byte of short pieces, as the mean over seeds (lowest\nto highest).\n\n" +
+    head = [f"keys at {tables.size(length)}" for length in lengths]
+    text = (f"## Ablations\n\nShortened recipes (`scripts/recipes/`); percent of keys found ({asked(spec['measure'])}) and bits per "
+            "byte of short\npieces, as the mean over seeds (lowest to highest).\n\n" +
             table(["", "seeds", *head, "bits per byte"], rows))
     rows = [[name, *cells] for name, cells in results.inference()]
     lengths = results.inference_lengths()

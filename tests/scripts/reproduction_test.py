@@ -186,6 +186,13 @@ class StageTest(Temporary):
         self.assertEqual([s for s in after if s["name"] == "text"][0]["weight"], 7)
         self.assertEqual([s for s in after if s["name"] != "text"], [s for s in before if s["name"] != "text"])
 
+    def test_a_model_may_have_weights_of_its_own(self):
+        recipe = read_recipe(RECIPES / "smoke.json")
+        recipe["models"]["more"] = {"like": "mixture", "load": "mixture", "weights": {"text": 0.5}, "train": {}}
+        plan = Plan(self.runner, recipe, RECIPES, ROOT, [])
+        self.assertEqual(plan.models["more"].settings["mixture"]["weights"], {"text": 0.5})
+        self.assertNotEqual(plan.models["mixture"].settings["mixture"]["weights"], {"text": 0.5})
+
     def test_patches(self):
         self.assertEqual(models.patched({"a": 1, "b": 2}, {"a": None, "c": 3}), {"b": 2, "c": 3})
         self.assertEqual(models.flags({"a": 1, "b": True, "c": False}), ["--a", 1, "--b"])
