@@ -248,6 +248,26 @@ TEST_F(MixtureTest, WeightsByWhatATokenIs) {
   EXPECT_EQ(weight(asked - 1), 2);
 }
 
+/// A source's own weights stand in place of the mixture's, field by field.
+TEST_F(MixtureTest, WeightsOfOneSource) {
+  const auto weights = [&](const char* own) {
+    const auto json = fmt::format(
+        R"({{"sources": [{{"kind": "copy", "share": 1, "lengths": 30, "times": 3{}}}],
+            "weights": {{"random": 3, "answer": 0.5}}}})",
+        own);
+    return sample(*data(json, 89), 0).weights;
+  };
+  const std::vector<float> common = weights(""), own = weights(R"(, "weights": {"random": 0.25})");
+  for (size_t row = 0; row < 89; ++row) {
+    const bool again = row + 1 >= 31;
+    EXPECT_EQ(common[row], again ? 0.5f : 3.0f) << row;
+    EXPECT_EQ(own[row], again ? 0.5f : 0.25f) << row;
+  }
+  EXPECT_EQ(weights(R"(, "weights": {"answer": 2}, "weight": 2)")[40], 4.0f);
+  EXPECT_THAT(error_of([&] { weights(R"(, "weights": {"word": 1})"); }),
+              AllOf(HasSubstr("sources[0].weights"), HasSubstr("word")));
+}
+
 /// The first token of what an answer says again counts as "start" says; what follows, as an answer.
 TEST_F(MixtureTest, StartsOfAnswers) {
   const auto data = this->data(

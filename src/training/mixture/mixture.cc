@@ -22,13 +22,32 @@ const Json& list_of(Fields& fields, const char* name) {
   return *json;
 }
 
-Mixture::Source read_source(const Json& json, const std::string& where, const SourceSetup& setup) {
+/// Over `otherwise`, field by field.
+RoleWeights read_weights(const Json& json, const std::string& where, const RoleWeights& otherwise) {
+  Fields fields(json, where);
+  const auto weight = [&](const char* name, float other) {
+    return static_cast<float>(fields.number(name, static_cast<double>(other), 0, kMostWeight));
+  };
+  RoleWeights weights = otherwise;
+  weights.text = weight("text", otherwise.text);
+  weights.random = weight("random", otherwise.random);
+  weights.answer = weight("answer", otherwise.answer);
+  if (fields.has("start")) weights.start = weight("start", 1);
+  fields.finish();
+  return weights;
+}
+
+Mixture::Source read_source(const Json& json, const std::string& where, const SourceSetup& setup,
+                            const RoleWeights& weights) {
   Fields fields(json, where);
   Mixture::Source source;
   source.kind = fields.text("kind", "");
   source.name = fields.text("name", source.kind);
   source.share = fields.number("share", 0, 0, kMostShare);
   source.weight = static_cast<float>(fields.number("weight", 1, 0, kMostWeight));
+  source.weights = weights;
+  if (const Json* own = fields.any("weights"))
+    source.weights = read_weights(*own, where + ".weights", weights);
   source.split = fields.range("split", {1, 1}, 1, 1 << 16);
   if (const Json* resets = fields.any("resets")) source.resets = read_reset_rule(*resets, where + ".resets");
   source.maker = make_source(source.kind, fields, setup);
@@ -66,12 +85,15 @@ Mixture::Mixture(const std::string& text, const std::string& place, const Source
          text.find_first_not_of(" \t\r\n") == text.npos ? "; it is empty" : "");
   }
   Fields fields(json, place);
+  RoleWeights common;
+  if (const Json* weights = fields.any("weights"))
+    common = read_weights(*weights, place + ": weights", common);
   const Json& sources = list_of(fields, "sources");
   for (size_t i = 0; i < sources.size(); ++i) {
     // Each draws its own numbers.
     SourceSetup own = setup;
     own.seed = setup.seed * 1000003 + i;
-    Source source = read_source(sources[i], fmt::format("{}: sources[{}]", place, i), own);
+    Source source = read_source(sources[i], fmt::format("{}: sources[{}]", place, i), own, common);
     for (const Source& other : sources_) {
       if (other.name == source.name) {
         fail("{}: sources[{}]: there is a source \"{}\" already; give each a \"name\" of its own", place, i,
@@ -79,14 +101,6 @@ Mixture::Mixture(const std::string& text, const std::string& place, const Source
       }
     }
     sources_.push_back(std::move(source));
-  }
-  if (const Json* weights = fields.any("weights")) {
-    Fields named(*weights, place + ": weights");
-    weights_.text = static_cast<float>(named.number("text", 1, 0, kMostWeight));
-    weights_.random = static_cast<float>(named.number("random", 1, 0, kMostWeight));
-    weights_.answer = static_cast<float>(named.number("answer", 1, 0, kMostWeight));
-    if (named.has("start")) weights_.start = static_cast<float>(named.number("start", 1, 0, kMostWeight));
-    named.finish();
   }
   if (const Json* resets = fields.any("resets")) resets_ = read_reset_rule(*resets, place + ": resets");
   if (fields.has("phases")) {
@@ -178,12 +192,12 @@ class MixtureData final : public TrainingData {
       };
       return said_again(i) && !(i > 0 && said_again(i - 1) && earlier[i - 1] + 1 == earlier[i]);
     };
-    const RoleWeights& weights = mixture_->weights();
     batch.tokens.insert(batch.tokens.end(), sample.tokens.begin(), sample.tokens.end() - 1);
     for (size_t i = 1; i < sample.size(); ++i) {
-      const float weight = source.weight * (!sample.marks.empty()        ? sample.marks[i].weight
-                                            : weights.start && starts(i) ? *weights.start
-                                                                         : weights.of(sample.roles[i]));
+      const float weight =
+          source.weight * (!sample.marks.empty()               ? sample.marks[i].weight
+                           : source.weights.start && starts(i) ? *source.weights.start
+                                                               : source.weights.of(sample.roles[i]));
       batch.targets.push_back(weight > 0 ? sample.tokens[i] : -1);
       batch.weights.push_back(weight);
     }

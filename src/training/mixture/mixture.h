@@ -37,6 +37,7 @@ class Mixture {
     std::string kind, name;
     double share = 0;
     float weight = 1;  ///< factor of its tokens' weights
+    RoleWeights weights;
     std::optional<ResetRule> resets;
     IntRange split{1, 1};  ///< sequences that a sample is split into
     std::unique_ptr<SampleSource> maker;
@@ -49,14 +50,12 @@ class Mixture {
   const std::string& place() const { return place_; }
   const std::vector<Source>& sources() const { return sources_; }
   const std::vector<MixturePhase>& phases() const { return phases_; }
-  const RoleWeights& weights() const { return weights_; }
   const ResetRule& resets() const { return resets_; }
 
  private:
   std::string place_;
   std::vector<Source> sources_;
   std::vector<MixturePhase> phases_;
-  RoleWeights weights_;
   ResetRule resets_;
 };
 
