@@ -12,23 +12,28 @@ namespace rwkvx {
 namespace {
 
 /// Matrices are many enough not to stay in the cache between their uses, as in a model.
-void linear(benchmark::State& state, DType weight, Precision precision) {
-  const int64_t rows = state.range(0), in = state.range(1), out = state.range(2);
-  const auto ops = make_cpu(state.range(3), precision);
+void products(benchmark::State& state, Ops& ops, DType weight, ConstView x, int64_t out,
+              bool sparse_input = false) {
+  const int64_t rows = x.dim(0), in = x.dim(1);
   const auto bytes = static_cast<int64_t>(bytes_of(weight, in * out));
   const int64_t count = rows > 64 ? 1 : std::max<int64_t>(1, (int64_t{192} << 20) / bytes);
   std::vector<Buffer> weights;
   std::vector<Matrix> matrices;
   for (int64_t i = 0; i < count; ++i) weights.push_back(filled(weight, {out, in}));
-  for (const Buffer& one : weights) matrices.push_back(ops->prepare(one.view()));
-  const Buffer x = filled(ops->active(), {rows, in});
+  for (const Buffer& one : weights) matrices.push_back(ops.prepare(one.view(), sparse_input));
   Buffer y(DType::f32, {rows, out});
   size_t next = 0;
   for (auto _ : state) {
-    ops->linear({.x = x, .w = &matrices[next++ % matrices.size()], .y = y});
+    ops.linear({.x = x, .w = &matrices[next++ % matrices.size()], .y = y});
   }
   rate(state, "GB/s", static_cast<double>(bytes));
   rate(state, "GFLOP/s", 2.0 * static_cast<double>(rows * in * out));
+}
+
+void linear(benchmark::State& state, DType weight, Precision precision) {
+  const auto ops = make_cpu(state.range(3), precision);
+  const Buffer x = filled(ops->active(), {state.range(0), state.range(1)});
+  products(state, *ops, weight, x, state.range(2));
 }
 
 void linear_sizes(benchmark::internal::Benchmark* b) {
@@ -58,6 +63,30 @@ BENCHMARK_CAPTURE(linear, decode_q6_k, DType::q6_k, Precision::bf16)->Apply(few_
 BENCHMARK_CAPTURE(linear, decode_q5_k, DType::q5_k, Precision::bf16)->Apply(few_rows);
 BENCHMARK_CAPTURE(linear, decode_q4_k, DType::q4_k, Precision::bf16)->Apply(few_rows);
 BENCHMARK_CAPTURE(linear, decode_q4_0, DType::q4_0, Precision::bf16)->Apply(few_rows);
+
+/// A share of x is not zero; `sparse` 0 does not announce it, for comparison. Beyond some share both are the
+/// same product. GB/s are of all the file's bytes.
+void sparse_linear(benchmark::State& state, DType weight) {
+  const auto ops = make_cpu(state.range(2));
+  Buffer x = filled(DType::f32, {state.range(0), 3072}), active(ops->active(), x.view().shape());
+  uint64_t random = 7;
+  for (int64_t i = 0; i < x.view().elements(); ++i) {
+    random = random * 6364136223846793005u + 1442695040888963407u;
+    if (static_cast<int64_t>((random >> 33) % 100) >= state.range(1)) x.as<float>()[i] = 0;
+  }
+  convert(x, active);
+  products(state, *ops, weight, active, 768, state.range(3) != 0);
+}
+void shares(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"rows", "percent", "threads", "sparse"})
+      ->ArgsProduct({{1, 2, 8}, {30, 20, 10, 5}, {1, 0}, {0, 1}});
+}
+BENCHMARK_CAPTURE(sparse_linear, bf16, DType::bf16)->Apply(shares);
+BENCHMARK_CAPTURE(sparse_linear, q8_0, DType::q8_0)->Apply(shares);
+BENCHMARK_CAPTURE(sparse_linear, q6_k, DType::q6_k)->Apply(shares);
+BENCHMARK_CAPTURE(sparse_linear, q5_k, DType::q5_k)->Apply(shares);
+BENCHMARK_CAPTURE(sparse_linear, q4_k, DType::q4_k)->Apply(shares);
+BENCHMARK_CAPTURE(sparse_linear, q4_0, DType::q4_0)->Apply(shares);
 
 void wkv7(benchmark::State& state) {
   const int64_t tokens = state.range(0), heads = state.range(1), width = heads * kHeadSize;

@@ -178,6 +178,9 @@ class CpuOps final : public Ops {
   TrainingOps& training() override { return *training_; }
 
  private:
+  /// Chunks that the last query of a sequence may choose from.
+  static int64_t earlier_chunks(const KvChunks& kv) { return (kv.length - 1) / kv.chunk_size; }
+
   /// Where there is a choice among many chunks: packed_ of each sequence.
   void pack_key_sums(const ChunkAttention& call, int64_t heads) {
     packed_.assign(call.kv.size(), nullptr);
@@ -185,13 +188,13 @@ class CpuOps final : public Ops {
     int64_t left = 0;
     for (size_t s = 0; s < call.kv.size(); ++s) {
       const KvChunks& kv = call.kv[s];
-      const int64_t chunks = (kv.length - 1) / kv.chunk_size;
+      const int64_t chunks = earlier_chunks(kv);
       const int64_t rows = call.offsets[s + 1] - call.offsets[s];
       if (chunks < std::max(cpu::kFewChunks, call.top_k) || call.top_k == 1) continue;
       if (kv.derived != nullptr) {
         if (!*kv.derived) *kv.derived = std::make_unique<cpu::PackedHeads>(heads);
         packed_[s] = static_cast<cpu::PackedHeads*>(kv.derived->get());
-      } else if (rows >= 32) {  // enough to share the work
+      } else if (rows >= cpu::kRowsWorthPacking) {
         if (unkept == unkept_.size()) unkept_.push_back(std::make_unique<cpu::PackedHeads>(heads));
         packed_[s] = unkept_[unkept++].get();
         packed_[s]->clear(heads);
@@ -202,7 +205,7 @@ class CpuOps final : public Ops {
       const auto s = static_cast<size_t>(task / heads);
       if (packed_[s] == nullptr) return;
       const KvChunks& kv = call.kv[s];
-      cpu::pack_sums(kv, task % heads, (kv.length - 1) / kv.chunk_size, packed_[s]->head(task % heads));
+      cpu::pack_sums(kv, task % heads, earlier_chunks(kv), packed_[s]->head(task % heads));
     });
   }
 

@@ -30,12 +30,21 @@ const InputMajor* by_inputs(const LinearCall& call) {
 }
 
 /// Up to this share of a row's values that are not zero, reading their weights alone is faster than reading
-/// all in order. Measured, see docs/decisions/0011. A row at a time: its result shall not depend on the
-/// others.
-constexpr double kSparse = 0.33;
-bool is_sparse(const ConstView& row) {
-  return static_cast<double>(count_non_zero(row)) <= kSparse * static_cast<double>(row.elements());
+/// all in order. Measured, see docs/decisions/0011.
+double sparse_share(DType weight) {
+  const bool fast_in_order = weight == DType::q4_0 || weight == DType::q4_k || weight == DType::q5_k;
+  return fast_in_order ? 0.2 : 0.33;
 }
+/// A row at a time: its result shall not depend on the others.
+bool is_sparse(const ConstView& row, DType weight) {
+  return static_cast<double>(count_non_zero(row)) <=
+         sparse_share(weight) * static_cast<double>(row.elements());
+}
+
+/// Rows whose inputs as bytes stay in a core's cache while it goes through weights.
+constexpr int64_t kCachedRows = 128;
+/// Inputs whose rounding is worth a thread.
+constexpr int64_t kWorthThread = 1 << 15;
 
 LinearCall rows_of(const LinearCall& call, int64_t first, int64_t count) {
   LinearCall part = call;
@@ -75,7 +84,7 @@ Matrix Linear::prepare(ConstView weight, bool sparse_input) {
 /// Measured: up to here the weights are better read by our own kernels than by oneDNN, which first copies
 /// them into its own order (and first converts those that are not of x's type).
 bool Linear::few(const LinearCall& call) const {
-  if (by_bytes(call)) return call.x.dim(0) <= 128;
+  if (by_bytes(call)) return call.x.dim(0) <= kCachedRows || bytes_for_all_;
   return call.x.dim(0) <= (call.w->weight.dtype() == DType::f32 ? 8 : 32);
 }
 
@@ -99,7 +108,7 @@ void Linear::add_few(const LinearCall& call, float*& memory) {
   const int64_t rows = call.x.dim(0), in = call.w->in();
   if (const InputMajor* w = by_inputs(call)) {
     int64_t sparse = 0;
-    for (int64_t r = 0; r < rows; ++r) sparse += is_sparse(call.x.rows(r, 1));
+    for (int64_t r = 0; r < rows; ++r) sparse += is_sparse(call.x.rows(r, 1), w->type);
     if (sparse == rows) {
       FewRows& few = few_.emplace_back(FewRows{call, memory, w->tiles(), w});
       few.non_zero = find_non_zero(call.x, memory);
@@ -111,13 +120,27 @@ void Linear::add_few(const LinearCall& call, float*& memory) {
       return;
     }
   }
-  few_.push_back({call, memory, (call.w->out() + kOutBlock - 1) / kOutBlock});
   if (by_bytes(call)) {
-    quantise_input(call, reinterpret_cast<InputBlock*>(memory));
+    add_bytes(call, reinterpret_cast<InputBlock*>(memory));
     memory += quantised_elements(call);
-  } else if (!by_bf16_dot(call)) {
+    return;
+  }
+  few_.push_back({call, memory, (call.w->out() + kOutBlock - 1) / kOutBlock});
+  if (!by_bf16_dot(call)) {
     spread_input(call, padded(call), memory);
     memory += rows * padded(call);
+  }
+}
+
+void Linear::add_bytes(const LinearCall& call, InputBlock* x) {
+  const int64_t rows = call.x.dim(0), row_blocks = call.w->in() / 32;
+  pool_.run_ranges(rows, kWorthThread / call.w->in() + 1, [&](int64_t begin, int64_t end) {
+    quantise_input(rows_of(call, begin, end - begin), x + begin * row_blocks);
+  });
+  for (int64_t r = 0; r < rows; r += kCachedRows) {
+    few_.push_back({rows_of(call, r, std::min(kCachedRows, rows - r)),
+                    reinterpret_cast<float*>(x + r * row_blocks),
+                    (call.w->out() + kOutBlock - 1) / kOutBlock});
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include "ops/cpu/linear_decode.h"
 #include "ops/cpu/linear_prefill.h"
+#include "ops/cpu/linear_quantised.h"
 #include "ops/cpu/linear_sparse.h"
 #include "ops/cpu/packed_blocks.h"
 #include "ops/cpu/scratch.h"
@@ -15,10 +16,11 @@ namespace rwkvx::cpu {
 /// Ops::linear(): chooses by the number of rows.
 class Linear {
  public:
-  /// bytes: inputs of few rows are rounded to 8 bits where weights are quantised.
+  /// bytes: inputs are rounded to 8 bits where weights are quantised; with AMX those of few rows.
   Linear(ThreadPool& pool, bool bytes)
       : pool_(pool),
         bytes_(bytes),
+        bytes_for_all_(!has_amx()),
         bf16_dot_(has_bf16_dot()),
         many_rows_(pool),
         blocks_(static_cast<size_t>(pool.threads())) {}
@@ -37,13 +39,14 @@ class Linear {
   };
   void run_few(std::span<const LinearCall> calls);
   void add_few(const LinearCall& call, float*& memory);
+  void add_bytes(const LinearCall& call, InputBlock* x);
   void run_block(const LinearCall& call, const float* x, int64_t first, int thread);
   bool few(const LinearCall& call) const;
   bool by_bf16_dot(const LinearCall& call) const;
   int64_t input_elements(const LinearCall& call) const;
 
   ThreadPool& pool_;
-  bool bytes_, bf16_dot_;
+  bool bytes_, bytes_for_all_, bf16_dot_;
   ManyRows many_rows_;
   Scratch inputs_;
   std::vector<Scratch> blocks_;  // of quantised weights as float32, one for each thread

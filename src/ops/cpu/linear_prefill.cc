@@ -12,11 +12,20 @@
 
 namespace rwkvx::cpu {
 
-bool has_bf16_products() {
+namespace {
+
+bool has(dnnl::cpu_isa wanted) {
   const auto isa = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
-  const auto wanted = static_cast<unsigned>(dnnl::cpu_isa::avx512_core_bf16);
-  return (isa & wanted) == wanted && (hwy::SupportedTargets() & HWY_AVX3) != 0;
+  return (isa & static_cast<unsigned>(wanted)) == static_cast<unsigned>(wanted);
 }
+
+}  // namespace
+
+bool has_bf16_products() {
+  return has(dnnl::cpu_isa::avx512_core_bf16) && (hwy::SupportedTargets() & HWY_AVX3) != 0;
+}
+
+bool has_amx() { return has(dnnl::cpu_isa::avx512_core_amx); }
 
 /// What a product is made for.
 struct ManyRows::Key {

@@ -11,6 +11,8 @@ namespace rwkvx::cpu {
 
 /// True where bf16 × bf16 → f32 products are faster than f32 ones: AVX512_BF16 or AMX.
 bool has_bf16_products();
+/// True where oneDNN multiplies tiles, several times as fast as vectors can.
+bool has_amx();
 
 /// Products of many rows: oneDNN multiplies blocks of outputs, each in one of our threads. Weights are read
 /// as the file holds them, as a transposed plain matrix: packing them ahead gains a few percent and would

@@ -10,13 +10,11 @@
 #include "ops/cpu/linear_decode.h"
 #include "ops/cpu/linear_sparse.h"
 #include "ops/cpu/simd-inl.h"
-#include "tensor/blocks.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace rwkvx::cpu::HWY_NAMESPACE {
 
 constexpr int64_t kStep = kPairedOutputs;
-constexpr int64_t kBlock = kSmallBlock;  // inputs of a q8_0 block
 
 /// Two vectors of weights of one input: of outputs i … and 16 + i … of a step, i = 0, kLanes, … below 16.
 HWY_INLINE void load_pair(const float* step, int64_t i, V& low, V& high) {
@@ -82,50 +80,6 @@ HWY_INLINE void sum_tile(const InputMajor& w, int64_t t, const NonZero& x, float
   }
 }
 
-/// sums += scales · (weights of `count` inputs of one block · values [count, kRows]).
-template <int kRows>
-HWY_INLINE void add_block(const int8_t* block, int64_t width, int64_t count, const int32_t* indices,
-                          const float* values, float* sums) {
-  const auto* scales = reinterpret_cast<const Float16*>(block + kBlock * width);
-  const int8_t* row[kBlock];
-  for (int64_t k = 0; k < count; ++k) row[k] = block + indices[k] % kBlock * width;
-  for (int64_t o = 0; o < width; o += kLanes) {
-    V sum[kRows];
-    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) sum[r] = zero();
-    for (int64_t k = 0; k < count; ++k) {
-      const V weight = load(row[k] + o);
-      RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-        sum[r] = hn::MulAdd(weight, set(values[k * kRows + r]), sum[r]);
-      }
-    }
-    const V scale = load(scales + o);
-    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-      float* to = sums + r * kMostTile + o;
-      store(hn::MulAdd(sum[r], scale, load(to)), to);
-    }
-  }
-}
-
-template <int kRows>
-HWY_INLINE void sum_tile_q8_0(const InputMajor& w, int64_t t, const NonZero& x, float* sums) {
-  const int64_t width = w.width(t), block_bytes = (kBlock + 2) * width, ahead = kPrefetchBytes / width;
-  const auto* tile = reinterpret_cast<const int8_t*>(w.at(t));
-  int64_t fetched = 0, fetched_block = -1;
-  for (int64_t n = 0; n < x.count;) {
-    const int64_t b = x.indices[n] / kBlock;
-    int64_t count = 1;  // inputs of this block
-    while (n + count < x.count && x.indices[n + count] / kBlock == b) ++count;
-    for (; fetched < std::min(n + count + ahead, x.count); ++fetched) {
-      const int64_t next = x.indices[fetched], at = next / kBlock;
-      fetch(tile + at * block_bytes + next % kBlock * width, width);
-      if (at != fetched_block) fetch(tile + at * block_bytes + kBlock * width, 2 * width);
-      fetched_block = at;
-    }
-    add_block<kRows>(tile + b * block_bytes, width, count, x.indices + n, x.values + n * kRows, sums);
-    n += count;
-  }
-}
-
 template <int kRows>
 HWY_INLINE void sum_rows(const InputMajor& w, int64_t tile, const NonZero& x, float* sums) {
   for (int64_t r = 0; r < kRows; ++r) std::fill_n(sums + r * kMostTile, w.width(tile), 0.0f);
@@ -134,10 +88,8 @@ HWY_INLINE void sum_rows(const InputMajor& w, int64_t tile, const NonZero& x, fl
       return sum_tile<float, kRows>(w, tile, x, sums);
     case DType::bf16:
       return sum_tile<BFloat16, kRows>(w, tile, x, sums);
-    case DType::f16:
-      return sum_tile<Float16, kRows>(w, tile, x, sums);
     default:
-      return sum_tile_q8_0<kRows>(w, tile, x, sums);
+      return sum_tile<Float16, kRows>(w, tile, x, sums);
   }
 }
 
@@ -163,6 +115,7 @@ namespace rwkvx::cpu {
 HWY_EXPORT(sum_inputs);
 
 void sum_inputs(const InputMajor& w, int64_t tile, const NonZero& x, float* sums) {
+  if (is_quantised(w.type)) return sum_inputs_quantised(w, tile, x, sums);
   HWY_DYNAMIC_DISPATCH(sum_inputs)(w, tile, x, sums);
 }
 

@@ -9,6 +9,8 @@ namespace rwkvx::cpu {
 
 /// With fewer chunks all gates cost less than bounds and those above them.
 inline constexpr int64_t kFewChunks = 256;
+/// Fewer queries do not pay for packing sums that nobody keeps for the next ones.
+inline constexpr int64_t kRowsWorthPacking = 32;
 
 /// Sums s of one head, of chunks or of their parts: s = m + σ·i + ε, i of 8 bits, m the mean of many.
 struct PackedSums {
