@@ -205,9 +205,10 @@ void Linear::run_block(const LinearCall& call, const float* x, int64_t first, in
       const auto* blocks = reinterpret_cast<const InputBlock*>(x) + row * call.w->in() / 32;
       dot_few_rows_quantised(*by_bytes(call), first, blocks, rows, sums);
     } else if (by_bf16_dot(call)) {
-      dot_few_rows_bf16(call.w->weight, first, outs, call.x.rows(row, rows).as<BFloat16>(), rows, sums);
+      dot_few_rows_bf16(call.w->weight, first, outs, call.x.rows(row, rows).as<BFloat16>(), rows, row > 0,
+                        sums);
     } else {
-      dot_few_rows(weight, first_in_weight, outs, x + row * padded(call), rows, padded(call), sums);
+      dot_few_rows(weight, first_in_weight, outs, x + row * padded(call), rows, padded(call), row > 0, sums);
     }
     finish_few_rows(call, row, rows, first, outs, sums);
   }

@@ -14,6 +14,8 @@ HWY_BEFORE_NAMESPACE();
 namespace rwkvx::cpu::HWY_NAMESPACE {
 
 constexpr int64_t kStep = 2 * kLanes;  // weights read at once
+// Rows of weights read from memory at once: one stream, but a sum of narrow vectors would wait for itself.
+constexpr int kStreams = kLanes == 16 ? 1 : 2;
 
 /// Two vectors of a weight row. For bf16 the even and the odd elements, which are a shift and a mask away: x
 /// is laid out to match.
@@ -68,8 +70,10 @@ HWY_INLINE void dot_rows(const T* weight, int64_t stride, int64_t count, const f
   for (int64_t i = 0; i < count; i += kStep) {
     V low[kOuts], high[kOuts];
     RWKVX_UNROLL for (int o = 0; o < kOuts; ++o) {
-      if constexpr (!kAdd)
-        hwy::Prefetch(reinterpret_cast<const std::byte*>(weight + o * stride + i) + kPrefetchBytes);
+      if constexpr (!kAdd && kOuts <= kStreams)
+        prefetch(reinterpret_cast<const std::byte*>(weight + o * stride + i) + kPrefetchBytes);
+      if constexpr (!kAdd && kRows == 8)
+        hwy::Prefetch(reinterpret_cast<const std::byte*>(weight + o * stride + i) + 2 * kPrefetchBytes);
       load_step(weight + o * stride + i, low[o], high[o]);
     }
     RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -101,28 +105,31 @@ HWY_INLINE void dot_rows_and_tail(const T* weight, int64_t in, const float* x, i
 
 template <int kRows, typename T>
 HWY_INLINE void dot_block(const T* weight, int64_t in, int64_t outs, const float* x, int64_t padded,
-                          float* sums, int64_t sums_stride) {
-  constexpr int kOuts = kRows <= 2 ? 4 : 2;  // as many as there are registers for
+                          bool cached, float* sums, int64_t sums_stride) {
   int64_t o = 0;
-  for (; o + kOuts <= outs; o += kOuts) {
-    dot_rows_and_tail<kOuts, kRows>(weight + o * in, in, x, padded, sums + o, sums_stride);
-  }
+  const auto pass = [&]<int kOuts>() {
+    for (; o + kOuts <= outs; o += kOuts)
+      dot_rows_and_tail<kOuts, kRows>(weight + o * in, in, x, padded, sums + o, sums_stride);
+  };
+  // As many as there are registers for; 8 rows are bound by arithmetic from memory too.
+  if (cached || kRows == 8) pass.template operator()<kRows <= 2 ? 4 : 2>();
+  pass.template operator()<kStreams>();
   for (; o < outs; ++o) dot_rows_and_tail<1, kRows>(weight + o * in, in, x, padded, sums + o, sums_stride);
 }
 
 template <typename T>
 HWY_INLINE void dot_any(int64_t rows, const T* weight, int64_t in, int64_t outs, const float* x,
-                        int64_t padded, float* sums, int64_t stride) {
+                        int64_t padded, bool cached, float* sums, int64_t stride) {
   constexpr int64_t kMost = kLanes == 16 ? 8 : 4;
-  for (; rows >= kMost; rows -= kMost, x += kMost * padded, sums += kMost * stride) {
-    dot_block<kMost>(weight, in, outs, x, padded, sums, stride);
-  }
-  for (; rows >= 4; rows -= 4, x += 4 * padded, sums += 4 * stride) {
-    dot_block<4>(weight, in, outs, x, padded, sums, stride);
-  }
-  if (rows == 1) return dot_block<1>(weight, in, outs, x, padded, sums, stride);
-  if (rows == 2) return dot_block<2>(weight, in, outs, x, padded, sums, stride);
-  if (rows == 3) return dot_block<3>(weight, in, outs, x, padded, sums, stride);
+  const auto pass = [&]<int kRows>() {
+    for (; rows >= kRows; rows -= kRows, x += kRows * padded, sums += kRows * stride, cached = true)
+      dot_block<kRows>(weight, in, outs, x, padded, cached, sums, stride);
+  };
+  pass.template operator()<kMost>();
+  pass.template operator()<4>();
+  pass.template operator()<3>();
+  pass.template operator()<2>();
+  pass.template operator()<1>();
 }
 
 /// One row of results: activation, addition, rounding. `sums` may be read in whole vectors.
@@ -142,15 +149,15 @@ HWY_INLINE void finish_row(const LinearCall& call, const float* sums, int64_t ou
 }
 
 void dot_few_rows(const ConstView& weight, int64_t first, int64_t outs, const float* x, int64_t rows,
-                  int64_t padded, float* sums) {
+                  int64_t padded, bool cached, float* sums) {
   const int64_t in = weight.dim(1), at = first * in;
   switch (weight.dtype()) {
     case DType::f32:
-      return dot_any(rows, weight.as<float>() + at, in, outs, x, padded, sums, kOutBlock);
+      return dot_any(rows, weight.as<float>() + at, in, outs, x, padded, cached, sums, kOutBlock);
     case DType::bf16:
-      return dot_any(rows, weight.as<BFloat16>() + at, in, outs, x, padded, sums, kOutBlock);
+      return dot_any(rows, weight.as<BFloat16>() + at, in, outs, x, padded, cached, sums, kOutBlock);
     case DType::f16:
-      return dot_any(rows, weight.as<Float16>() + at, in, outs, x, padded, sums, kOutBlock);
+      return dot_any(rows, weight.as<Float16>() + at, in, outs, x, padded, cached, sums, kOutBlock);
     default:
       RWKVX_ASSERT(!"a type that prepare() lets through");
   }
@@ -179,8 +186,8 @@ void spread_input(const LinearCall& call, int64_t padded, float* to) {
   HWY_DYNAMIC_DISPATCH(spread_input)(call, padded, to);
 }
 void dot_few_rows(const ConstView& weight, int64_t first, int64_t outs, const float* x, int64_t rows,
-                  int64_t padded, float* sums) {
-  HWY_DYNAMIC_DISPATCH(dot_few_rows)(weight, first, outs, x, rows, padded, sums);
+                  int64_t padded, bool cached, float* sums) {
+  HWY_DYNAMIC_DISPATCH(dot_few_rows)(weight, first, outs, x, rows, padded, cached, sums);
 }
 void finish_few_rows(const LinearCall& call, int64_t first_row, int64_t rows, int64_t first, int64_t outs,
                      const float* sums) {

@@ -10,23 +10,26 @@ inline constexpr int64_t kFewRows = 8;    ///< rows that one pass over the weigh
 inline constexpr int64_t kOutBlock = 64;  ///< outputs that one thread computes at a time
 inline constexpr int64_t kPadding = 64;   ///< x rows are padded to a multiple of it: any vector's two
 
-/// How far ahead weights are fetched. Several short rows at once are more than hardware follows: without
-/// this, 8 rows of x take twice the time of 1.
-inline constexpr int64_t kPrefetchBytes = 8192;
+/// How far ahead weights are fetched.
+inline constexpr int64_t kPrefetchBytes = 4096;
+/// Into the second cache: more of such requests can be on their way than of those into the first.
+inline void prefetch(const void* line) { __builtin_prefetch(line, 0, 2); }
 
 /// call.x as float32 in the order that dot_few_rows() wants, [rows, padded], zeros behind the end. `to` is
 /// 64-byte aligned.
 void spread_input(const LinearCall& call, int64_t padded, float* to);
 
 /// sums [rows, kOutBlock] = x · wᵀ for weight rows first .. first + outs, in float32. x is what
-/// spread_input() made; rows ≤ kFewRows, outs ≤ kOutBlock.
+/// spread_input() made; rows ≤ kFewRows, outs ≤ kOutBlock. From memory weight rows are read one after
+/// another, for hardware that fetches ahead follows one stream best; where they are `cached`, and arithmetic
+/// bounds, several share what is loaded of x.
 void dot_few_rows(const ConstView& weight, int64_t first, int64_t outs, const float* x, int64_t rows,
-                  int64_t padded, float* sums);
+                  int64_t padded, bool cached, float* sums);
 
 /// The same for bf16 weights and bf16 x [rows, in], with AVX512_BF16's products: twice as fast where
 /// arithmetic bounds. They are added in pairs, without subnormals. Only where has_bf16_dot().
 void dot_few_rows_bf16(const ConstView& weight, int64_t first, int64_t outs, const BFloat16* x, int64_t rows,
-                       float* sums);
+                       bool cached, float* sums);
 bool has_bf16_dot();
 
 /// call.y = activation(sums) or += sums, for outputs first .. first + outs.

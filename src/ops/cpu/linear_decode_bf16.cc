@@ -21,7 +21,8 @@ namespace {
 constexpr int64_t kStep = 32;
 constexpr int64_t kAhead = kPrefetchBytes / sizeof(BFloat16);
 
-/// kOuts weight rows times kRows rows of x. Masks read the last, shorter step, as zeros beyond the end.
+/// kOuts weight rows times kRows rows of x. Masks read the last, shorter step, as zeros beyond the end. The
+/// order of a sum does not depend on kOuts or kRows.
 template <int kOuts, int kRows>
 RWKVX_AVX512_BF16 void dot_tile(const BFloat16* weight, int64_t in, const BFloat16* x, float* sums) {
   __m512 sum[kOuts][kRows];
@@ -33,7 +34,7 @@ RWKVX_AVX512_BF16 void dot_tile(const BFloat16* weight, int64_t in, const BFloat
     __m512i w[kOuts];
     RWKVX_UNROLL for (int o = 0; o < kOuts; ++o) {
       w[o] = _mm512_loadu_si512(weight + o * in + i);
-      _mm_prefetch(weight + o * in + i + kAhead, _MM_HINT_T0);
+      if (kOuts == 1) prefetch(weight + i + kAhead);
     }
     RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
       __m512i column = _mm512_loadu_si512(x + r * in + i);
@@ -61,10 +62,10 @@ RWKVX_AVX512_BF16 void dot_tile(const BFloat16* weight, int64_t in, const BFloat
 
 template <int kRows>
 RWKVX_AVX512_BF16 void dot_rows(const BFloat16* weight, int64_t in, int64_t outs, const BFloat16* x,
-                                float* sums) {
+                                bool cached, float* sums) {
   constexpr int kOuts = kRows <= 6 ? 4 : 3;  // kOuts · kRows accumulators, of 32 registers
   int64_t o = 0;
-  for (; o + kOuts <= outs; o += kOuts) dot_tile<kOuts, kRows>(weight + o * in, in, x, sums + o);
+  for (; cached && o + kOuts <= outs; o += kOuts) dot_tile<kOuts, kRows>(weight + o * in, in, x, sums + o);
   for (; o < outs; ++o) dot_tile<1, kRows>(weight + o * in, in, x, sums + o);
 }
 
@@ -75,13 +76,13 @@ bool has_bf16_dot() {
 }
 
 void dot_few_rows_bf16(const ConstView& weight, int64_t first, int64_t outs, const BFloat16* x, int64_t rows,
-                       float* sums) {
-  using Kernel = void (*)(const BFloat16*, int64_t, int64_t, const BFloat16*, float*);
+                       bool cached, float* sums) {
+  using Kernel = void (*)(const BFloat16*, int64_t, int64_t, const BFloat16*, bool, float*);
   static constexpr Kernel kKernels[kFewRows] = {dot_rows<1>, dot_rows<2>, dot_rows<3>, dot_rows<4>,
                                                 dot_rows<5>, dot_rows<6>, dot_rows<7>, dot_rows<8>};
   RWKVX_ASSERT(rows >= 1 && rows <= kFewRows);
   const int64_t in = weight.dim(1);
-  kKernels[rows - 1](weight.as<BFloat16>() + first * in, in, outs, x, sums);
+  kKernels[rows - 1](weight.as<BFloat16>() + first * in, in, outs, x, cached, sums);
 }
 
 }  // namespace rwkvx::cpu
@@ -92,7 +93,7 @@ void dot_few_rows_bf16(const ConstView& weight, int64_t first, int64_t outs, con
 namespace rwkvx::cpu {
 
 bool has_bf16_dot() { return false; }
-void dot_few_rows_bf16(const ConstView&, int64_t, int64_t, const BFloat16*, int64_t, float*) {
+void dot_few_rows_bf16(const ConstView&, int64_t, int64_t, const BFloat16*, int64_t, bool, float*) {
   RWKVX_ASSERT(!"this processor's");
 }
 

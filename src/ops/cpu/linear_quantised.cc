@@ -23,6 +23,7 @@ using U16 = hn::Repartition<uint16_t, F>;
 
 constexpr int64_t kParts = kGroup / kLanes;  // vectors of a unit of the group's rows
 constexpr int64_t kUnit = 4 * kGroup;        // bytes
+constexpr int64_t kAhead = 8192;             // bytes that are fetched ahead
 
 /// The same for signed weights. VNNI wants one side unsigned and does not saturate: weights + 128, whose part
 /// of the sum the accumulator starts with. The other x86 targets move the sign to x.
@@ -61,7 +62,7 @@ HWY_INLINE VI32 dot_signed(VI32 acc, VU8 w, const int8_t* x) {
 #endif
 
 HWY_INLINE VU8 load_unit(const std::byte* p) {
-  hwy::Prefetch(p + kPrefetchBytes);
+  hwy::Prefetch(p + kAhead);
   return hn::LoadU(U8(), reinterpret_cast<const uint8_t*>(p));
 }
 HWY_INLINE VU8 low_bits(VU8 v) { return hn::And(v, hn::Set(U8(), 15)); }
