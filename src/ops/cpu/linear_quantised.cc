@@ -23,7 +23,6 @@ using U16 = hn::Repartition<uint16_t, F>;
 
 constexpr int64_t kParts = kGroup / kLanes;  // vectors of a unit of the group's rows
 constexpr int64_t kUnit = 4 * kGroup;        // bytes
-constexpr int64_t kAhead = 8192;             // bytes that are fetched ahead
 
 /// The same for signed weights. VNNI wants one side unsigned and does not saturate: weights + 128, whose part
 /// of the sum the accumulator starts with. The other x86 targets move the sign to x.
@@ -61,8 +60,14 @@ HWY_INLINE VI32 dot_signed(VI32 acc, VU8 w, const int8_t* x) {
 }
 #endif
 
+/// Measured: where arithmetic takes longer, with several rows, weights are wanted in the first cache.
+template <int kRows>
 HWY_INLINE VU8 load_unit(const std::byte* p) {
-  hwy::Prefetch(p + kAhead);
+  if constexpr (kRows <= 2) {
+    prefetch(p + kPrefetchBytes);
+  } else {
+    hwy::Prefetch(p + 2 * kPrefetchBytes);
+  }
   return hn::LoadU(U8(), reinterpret_cast<const uint8_t*>(p));
 }
 HWY_INLINE VU8 low_bits(VU8 v) { return hn::And(v, hn::Set(U8(), 15)); }
@@ -113,7 +118,7 @@ HWY_INLINE void add_q8_0(Sums<kRows>& sums, const BlockAt& w, const InputBlock* 
     acc[r] = hn::Set(I32(), -kSignedOffset * (one.sums[0] + one.sums[1]));
   }
   RWKVX_UNROLL for (int u = 0; u < 8; ++u) {
-    const VU8 unit = load_unit(w.unit(u));
+    const VU8 unit = load_unit<kRows>(w.unit(u));
     RWKVX_UNROLL for (int r = 0; r < kRows; ++r) acc[r] = dot_signed(acc[r], unit, x[r * stride].q + 4 * u);
   }
   const V scale = load_f16(w.f16(0));
@@ -128,7 +133,7 @@ HWY_INLINE void add_q4_0(Sums<kRows>& sums, const BlockAt& w, const InputBlock* 
     acc[r] = hn::Set(I32(), -8 * (one.sums[0] + one.sums[1]));
   }
   RWKVX_UNROLL for (int u = 0; u < 4; ++u) {
-    const VU8 unit = load_unit(w.unit(u)), low = low_bits(unit), high = high_bits(unit);
+    const VU8 unit = load_unit<kRows>(w.unit(u)), low = low_bits(unit), high = high_bits(unit);
     RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
       acc[r] = dot(acc[r], low, x[r * stride].q + 4 * u);
       acc[r] = dot(acc[r], high, x[r * stride].q + 16 + 4 * u);
@@ -148,7 +153,7 @@ HWY_INLINE void add_lines(Sums<kRows>& sums, const BlockAt& w, const InputBlock*
     RWKVX_UNROLL for (int r = 0; r < kRows; ++r) acc[0][r] = acc[1][r] = hn::Zero(I32());
     const InputBlock* here = x + 2 * pair;
     RWKVX_UNROLL for (int u = 0; u < 8; ++u) {
-      const VU8 unit = load_unit(w.unit(kFirst + 8 * pair + u));
+      const VU8 unit = load_unit<kRows>(w.unit(kFirst + 8 * pair + u));
       VU8 low = low_bits(unit), high = high_bits(unit);
       if constexpr (kFifthBit) {
         const VU8 fifth = hn::LoadU(U8(), reinterpret_cast<const uint8_t*>(w.unit(u)));
@@ -186,8 +191,9 @@ HWY_INLINE void add_q6_k(Sums<kRows>& sums, const BlockAt& w, const InputBlock* 
           }
         }
         RWKVX_UNROLL for (int i = 4 * part; i < 4 * part + 4; ++i) {
-          const VU8 unit = load_unit(w.unit(16 * half + 8 * pair + i));
-          const VU8 two_bits = load_unit(w.unit(32 + 8 * half + i));
+          // As with several rows: five instructions for each vector of weights, and two streams.
+          const VU8 unit = load_unit<kFewRows>(w.unit(16 * half + 8 * pair + i));
+          const VU8 two_bits = load_unit<kFewRows>(w.unit(32 + 8 * half + i));
           const VU8 low = hn::Or(low_bits(unit), bits_to_4(two_bits, 2 * pair, 3));
           const VU8 high = hn::Or(high_bits(unit), bits_to_4(two_bits, 2 * pair + 4, 3));
           RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
@@ -217,16 +223,19 @@ HWY_INLINE void add_block(Sums<kRows>& sums, const BlockAt& w, const InputBlock*
 
 /// One group of weight rows: sums[r · kOutBlock + row of the group].
 template <DType kType, int kRows>
-HWY_INLINE void dot_group(const std::byte* group, const PackedBlocks& weight, PackedSizes sizes,
-                          const InputBlock* x, int64_t stride, float* sums) {
+HWY_INLINE void dot_group(const std::byte* group, int64_t blocks, PackedSizes sizes, const InputBlock* x,
+                          int64_t stride, float* sums) {
   constexpr int64_t kInputBlocks = kType == DType::q8_0 || kType == DType::q4_0 ? 1 : 8;
+  constexpr int64_t kTogether = PackedBlocks::span_blocks(kType);
+  const int64_t span = PackedBlocks::span(kType), units = sizes.interleaved * kGroup;
   Sums<kRows> part[kParts];
-  for (int64_t b = 0; b < weight.blocks; ++b) {
-    const std::byte* units = group + b * sizes.interleaved * kGroup;
-    const std::byte* scales = group + weight.scales + b * sizes.scales * kGroup;
-    for (int64_t at = 0; at < sizes.scales * kGroup; at += 64) hwy::Prefetch(scales + weight.group + at);
-    RWKVX_UNROLL for (int64_t p = 0; p < kParts; ++p) {
-      add_block<kType, kRows>(part[p], {units, scales, p * kLanes}, x + b * kInputBlocks, stride);
+  for (int64_t b = 0; b < blocks; b += kTogether, group += span) {
+    for (int64_t i = 0; i < std::min(kTogether, blocks - b); ++i) {
+      const std::byte* scales = group + kTogether * units + i * sizes.scales * kGroup;
+      RWKVX_UNROLL for (int64_t p = 0; p < kParts; ++p) {
+        add_block<kType, kRows>(part[p], {group + i * units, scales, p * kLanes}, x + (b + i) * kInputBlocks,
+                                stride);
+      }
     }
   }
   RWKVX_UNROLL for (int64_t p = 0; p < kParts; ++p) {
@@ -241,10 +250,11 @@ HWY_INLINE void dot_groups(const PackedBlocks& weight, int64_t first, const Inpu
                            float* sums) {
   const PackedSizes sizes = packed_sizes(kType);
   const int64_t stride = weight.blocks * info(kType).block_elements / 32;
-  const int64_t groups = weight.memory.view().elements() / weight.group;
+  const int64_t group_bytes = weight.group(), groups = weight.memory.view().elements() / group_bytes;
+  const auto* memory = static_cast<const std::byte*>(weight.memory.view().data());
   const int64_t end = std::min(groups, (first + kOutBlock) / kGroup);
   for (int64_t g = first / kGroup; g < end; ++g) {
-    const std::byte* group = weight.at(g);
+    const std::byte* group = memory + g * group_bytes;
     const InputBlock* row = x;
     float* to = sums + g * kGroup - first;
     int64_t left = rows;
@@ -252,7 +262,7 @@ HWY_INLINE void dot_groups(const PackedBlocks& weight, int64_t first, const Inpu
     constexpr int kMost = kLanes < 16 ? 2 : 8;
     const auto pass = [&]<int kRows>() {
       for (; left >= kRows; left -= kRows, row += kRows * stride, to += kRows * kOutBlock) {
-        dot_group<kType, kRows>(group, weight, sizes, row, stride, to);
+        dot_group<kType, kRows>(group, weight.blocks, sizes, row, stride, to);
       }
     };
     if constexpr (kMost >= 8) pass.template operator()<8>();

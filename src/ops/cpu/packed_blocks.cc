@@ -56,13 +56,16 @@ void pack(const BlockQ6_K& b, std::byte* units, std::byte* scales, int64_t row) 
 
 template <typename Block>
 void pack_group(ConstView weight, const PackedBlocks& to, int64_t g, std::byte* group) {
-  const PackedSizes sizes = packed_sizes(weight.dtype());
+  const PackedSizes sizes = packed_sizes(to.type);
+  const int64_t together = PackedBlocks::span_blocks(to.type), span = PackedBlocks::span(to.type);
   const int64_t rows = std::min(kGroup, weight.dim(0) - g * kGroup);
   for (int64_t r = 0; r < rows; ++r) {
     const auto* row = static_cast<const Block*>(weight.rows(g * kGroup + r, 1).data());
     for (int64_t b = 0; b < to.blocks; ++b) {
-      pack(row[b], group + b * sizes.interleaved * kGroup + 4 * r,
-           group + to.scales + b * sizes.scales * kGroup, r);
+      std::byte* units = group + b / together * span;
+      std::byte* scales = units + together * sizes.interleaved * kGroup;
+      pack(row[b], units + b % together * sizes.interleaved * kGroup + 4 * r,
+           scales + b % together * sizes.scales * kGroup, r);
     }
   }
 }
@@ -89,16 +92,13 @@ PackedSizes packed_sizes(DType type) {
 
 PackedBlocks pack_blocks(ConstView weight, ThreadPool& pool) {
   PackedBlocks to;
-  const PackedSizes sizes = packed_sizes(weight.dtype());
   to.type = weight.dtype();
   to.blocks = weight.dim(1) / info(to.type).block_elements;
-  to.scales = to.blocks * sizes.interleaved * kGroup;
-  to.group = (to.scales + to.blocks * sizes.scales * kGroup + 63) / 64 * 64;
   const int64_t groups = (weight.dim(0) + kGroup - 1) / kGroup;
-  to.memory = Buffer(DType::u8, {groups * to.group});
+  to.memory = Buffer(DType::u8, {groups * to.group()});
   auto* memory = static_cast<std::byte*>(to.memory.view().data());
   pool.run(groups, [&](int64_t g, int) {
-    std::byte* group = memory + g * to.group;
+    std::byte* group = memory + g * to.group();
     switch (to.type) {
       case DType::q8_0:
         return pack_group<BlockQ8_0>(weight, to, g, group);
