@@ -46,6 +46,9 @@ constexpr int64_t kCachedRows = 128;
 /// Inputs whose rounding is worth a thread.
 constexpr int64_t kWorthThread = 1 << 15;
 
+/// Blocks of outputs, each a task.
+int64_t out_blocks(const LinearCall& call) { return (call.w->out() + kOutBlock - 1) / kOutBlock; }
+
 LinearCall rows_of(const LinearCall& call, int64_t first, int64_t count) {
   LinearCall part = call;
   part.x = call.x.rows(first, count);
@@ -125,7 +128,7 @@ void Linear::add_few(const LinearCall& call, float*& memory) {
     memory += quantised_elements(call);
     return;
   }
-  few_.push_back({call, memory, (call.w->out() + kOutBlock - 1) / kOutBlock});
+  few_.push_back({call, memory, out_blocks(call)});
   if (!by_bf16_dot(call)) {
     spread_input(call, padded(call), memory);
     memory += rows * padded(call);
@@ -139,8 +142,7 @@ void Linear::add_bytes(const LinearCall& call, InputBlock* x) {
   });
   for (int64_t r = 0; r < rows; r += kCachedRows) {
     few_.push_back({rows_of(call, r, std::min(kCachedRows, rows - r)),
-                    reinterpret_cast<float*>(x + r * row_blocks),
-                    (call.w->out() + kOutBlock - 1) / kOutBlock});
+                    reinterpret_cast<float*>(x + r * row_blocks), out_blocks(call)});
   }
 }
 

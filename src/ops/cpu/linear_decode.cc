@@ -71,9 +71,9 @@ HWY_INLINE void dot_rows(const T* weight, int64_t stride, int64_t count, const f
     V low[kOuts], high[kOuts];
     RWKVX_UNROLL for (int o = 0; o < kOuts; ++o) {
       if constexpr (!kAdd && kOuts <= kStreams)
-        prefetch(reinterpret_cast<const std::byte*>(weight + o * stride + i) + kPrefetchBytes);
+        prefetch(reinterpret_cast<const std::byte*>(weight + o * stride + i) + kSecondCacheAhead);
       if constexpr (!kAdd && kRows == 8)
-        hwy::Prefetch(reinterpret_cast<const std::byte*>(weight + o * stride + i) + 2 * kPrefetchBytes);
+        hwy::Prefetch(reinterpret_cast<const std::byte*>(weight + o * stride + i) + kFirstCacheAhead);
       load_step(weight + o * stride + i, low[o], high[o]);
     }
     RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {

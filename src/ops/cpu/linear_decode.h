@@ -10,8 +10,8 @@ inline constexpr int64_t kFewRows = 8;    ///< rows that one pass over the weigh
 inline constexpr int64_t kOutBlock = 64;  ///< outputs that one thread computes at a time
 inline constexpr int64_t kPadding = 64;   ///< x rows are padded to a multiple of it: any vector's two
 
-/// How far ahead weights are fetched.
-inline constexpr int64_t kPrefetchBytes = 4096;
+/// How many bytes ahead weights are fetched into the first cache, and into the second.
+inline constexpr int64_t kFirstCacheAhead = 8192, kSecondCacheAhead = 4096;
 /// Into the second cache: more of such requests can be on their way than of those into the first.
 inline void prefetch(const void* line) { __builtin_prefetch(line, 0, 2); }
 

@@ -19,7 +19,7 @@ namespace rwkvx::cpu {
 namespace {
 
 constexpr int64_t kStep = 32;
-constexpr int64_t kAhead = kPrefetchBytes / sizeof(BFloat16);
+constexpr int64_t kAhead = kSecondCacheAhead / sizeof(BFloat16);
 
 /// kOuts weight rows times kRows rows of x. Masks read the last, shorter step, as zeros beyond the end. The
 /// order of a sum does not depend on kOuts or kRows.

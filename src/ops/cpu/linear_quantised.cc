@@ -64,9 +64,9 @@ HWY_INLINE VI32 dot_signed(VI32 acc, VU8 w, const int8_t* x) {
 template <int kRows>
 HWY_INLINE VU8 load_unit(const std::byte* p) {
   if constexpr (kRows <= 2) {
-    prefetch(p + kPrefetchBytes);
+    prefetch(p + kSecondCacheAhead);
   } else {
-    hwy::Prefetch(p + 2 * kPrefetchBytes);
+    hwy::Prefetch(p + kFirstCacheAhead);
   }
   return hn::LoadU(U8(), reinterpret_cast<const uint8_t*>(p));
 }

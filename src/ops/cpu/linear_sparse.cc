@@ -15,7 +15,6 @@ HWY_BEFORE_NAMESPACE();
 namespace rwkvx::cpu::HWY_NAMESPACE {
 
 constexpr int64_t kStep = kPairedOutputs;
-constexpr int64_t kAhead = 8192;  // bytes that are fetched ahead
 
 /// Two vectors of weights of one input: of outputs i … and 16 + i … of a step, i = 0, kLanes, … below 16.
 HWY_INLINE void load_pair(const float* step, int64_t i, V& low, V& high) {
@@ -68,7 +67,7 @@ HWY_INLINE void sum_tile(const InputMajor& w, int64_t t, const NonZero& x, float
   constexpr int64_t kInputs = 4;
   const int64_t width = w.width(t), bytes = width * static_cast<int64_t>(sizeof(T));
   const T* weight = reinterpret_cast<const T*>(w.at(t));
-  const int64_t ahead = std::max(kInputs, kAhead / bytes);
+  const int64_t ahead = std::max(kInputs, kFirstCacheAhead / bytes);
   int64_t n = 0;
   for (; n + kInputs <= x.count; n += kInputs) {
     for (int64_t next = n + ahead; next < std::min(n + ahead + kInputs, x.count); ++next) {

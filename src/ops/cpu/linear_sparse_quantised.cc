@@ -17,7 +17,6 @@ using I32 = hn::Rebind<int32_t, F>;
 
 constexpr int64_t kUnit = 64;  // outputs whose nibbles lie together
 constexpr int64_t kLine = 64;  // bytes
-constexpr int64_t kAhead = 8192;
 
 /// Where things lie in a tile.
 template <DType kType>
@@ -202,10 +201,10 @@ HWY_INLINE void sum_tile(const InputMajor& w, int64_t t, const NonZero& x, float
   constexpr BlockLayout kLayout = block_layout(kType);
   const Tile<kType> tile{w.at(t), w.width(t)};
   const int64_t scales = kLayout.part_scales(kUnit) + kLayout.block_scales(kUnit) / kLayout.parts();
-  const int64_t ahead = kAhead / kLayout.input(tile.width);
+  const int64_t ahead = kFirstCacheAhead / kLayout.input(tile.width);
   RowInputs<kLayout.part> rows[kFewRows];
   Fetcher<kType> fetcher(tile, x);
-  fetcher.fetch(kAhead / kLine, ahead);
+  fetcher.fetch(kFirstCacheAhead / kLine, ahead);
   for (int64_t n = 0; n < x.count;) {
     const int64_t p = x.indices[n] / kLayout.part;
     int64_t count = 1;  // inputs of this part
