@@ -83,10 +83,7 @@ HWY_INLINE VU8 bits_to_4(VU8 v, int from, uint8_t mask) {
 
 HWY_INLINE V as_float(VI32 v) { return hn::ConvertTo(F(), v); }
 HWY_INLINE V load_f16(const std::byte* p) { return load(reinterpret_cast<const Float16*>(p)); }
-HWY_INLINE V load_u8(const std::byte* p) {
-  const hn::Rebind<uint8_t, F> u8;
-  return as_float(hn::PromoteTo(I32(), hn::LoadU(u8, reinterpret_cast<const uint8_t*>(p))));
-}
+HWY_INLINE V load_u8(const std::byte* p) { return load(reinterpret_cast<const uint8_t*>(p)); }
 HWY_INLINE V load_i8(const std::byte* p) { return load(reinterpret_cast<const int8_t*>(p)); }
 
 /// What one pass over a group's weights computes: sums of kRows rows of x with one vector of its rows.

@@ -109,22 +109,17 @@ HWY_INLINE void load_weights(const std::byte* input, int64_t o, int64_t i, V* to
   }
 }
 
-HWY_INLINE V load_u8(const std::byte* p) {
-  const hn::Rebind<uint8_t, F> u8;
-  return hn::ConvertTo(F(), hn::PromoteTo(I32(), hn::LoadU(u8, reinterpret_cast<const uint8_t*>(p))));
-}
-
 /// Scales of a part and its minima, of the same outputs.
 template <DType kType>
 HWY_INLINE void load_scales(const Tile<kType>& tile, int64_t p, int64_t o, int64_t i, V* scale, V* minimum) {
   constexpr BlockLayout kLayout = block_layout(kType);
-  const std::byte* part = tile.part_scales(p) + o + i;
+  const auto* part = reinterpret_cast<const uint8_t*>(tile.part_scales(p)) + o + i;
   const auto* block = reinterpret_cast<const Float16*>(tile.block_scales(p / kLayout.parts())) + o + i;
   RWKVX_UNROLL for (int64_t v = 0; v < kVectors; ++v) {
     const V d = load(block + 16 * v);
     if constexpr (kLayout.minima) {
-      scale[v] = hn::Mul(d, load_u8(part + 16 * v));
-      minimum[v] = hn::Mul(load(block + tile.width + 16 * v), load_u8(part + tile.width + 16 * v));
+      scale[v] = hn::Mul(d, load(part + 16 * v));
+      minimum[v] = hn::Mul(load(block + tile.width + 16 * v), load(part + tile.width + 16 * v));
     } else if constexpr (kLayout.scales) {
       scale[v] = hn::Mul(d, load(reinterpret_cast<const int8_t*>(part) + 16 * v));
     } else {

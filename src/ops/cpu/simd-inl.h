@@ -67,6 +67,11 @@ HWY_INLINE V load(const int8_t* p) {
   const hn::Rebind<int32_t, F> i32;
   return hn::ConvertTo(F(), hn::PromoteTo(i32, hn::LoadU(i8, p)));
 }
+HWY_INLINE V load(const uint8_t* p) {
+  const hn::Rebind<uint8_t, F> u8;
+  const hn::Rebind<int32_t, F> i32;
+  return hn::ConvertTo(F(), hn::PromoteTo(i32, hn::LoadU(u8, p)));
+}
 
 HWY_INLINE void store(V v, float* p) { hn::StoreU(v, F(), p); }
 /// Rounds to nearest even; a NaN stays one.
