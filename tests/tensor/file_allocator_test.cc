@@ -41,7 +41,10 @@ uint64_t resident_bytes_of_files() {
 }
 
 TEST(FileAllocator, BlocksAreZeroApartAndReused) {
-  const Path folder = std::filesystem::temp_directory_path();
+  // Of its own: other tests come and go in the common one.
+  std::string own = (std::filesystem::temp_directory_path() / "rwkvx-test-XXXXXX").string();
+  ASSERT_NE(mkdtemp(own.data()), nullptr);
+  const Path folder = own;
   const size_t before = files_in(folder);
   FileAllocator memory(folder);
   EXPECT_EQ(memory.file_bytes(), 0u) << "no file before the first block";
@@ -59,6 +62,7 @@ TEST(FileAllocator, BlocksAreZeroApartAndReused) {
   EXPECT_TRUE(all(c, 8000, 0));
   EXPECT_EQ(memory.file_bytes(), size);
   EXPECT_TRUE(all(b, 1, 2));
+  std::filesystem::remove_all(folder);
 }
 
 TEST(FileAllocator, BlocksLargerThanASlab) {
