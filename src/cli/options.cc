@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "cli/default_model.h"
+#include "ops/ops.h"
 
 namespace rwkvx::cli {
 
@@ -95,8 +96,10 @@ void add_run_options(CLI::App& app, RunOptions& options, const std::string& defa
   app.add_option("--precision", options.precision, "Precision of matrix products: f32 or bf16")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->capture_default_str();
-  app.add_option("--backend", options.backend, "cpu, or reference: slow, scalar, the specification")
-      ->check(CLI::IsMember({"cpu", "reference"}))
+  app.add_option("--device,--backend", options.backend, kDeviceHelp)
+      ->check([](const std::string& text) {
+        return is_backend(text) ? std::string() : fmt::format("{} is not one of {}", text, kDeviceHelp);
+      })
       ->capture_default_str();
   app.add_option("--threads", options.threads, "Threads; 0 for one on each core")
       ->check(CLI::Range(0, 4096))

@@ -43,7 +43,16 @@ class Model {
   void run_block(const BlockRef& block, const Batch& batch, std::span<const SequenceInput> inputs,
                  View v_first, View x, Arena& arena) const;
 
+  /// What follows the blocks, for the rows whose logits are wanted.
+  void head(const Batch& batch, LogitsOf which, View x, View logits, Arena& arena) const;
+  /// Blocks order[first] … order[last − 1], recurrent all, and the head behind them if `logits`; decoding does
+  /// the same each time.
+  void run_recurrent(size_t first, size_t last, const Batch& batch, std::span<const SequenceInput> inputs,
+                     View v_first, View x, LogitsOf which, View logits, Arena& arena) const;
+
   std::shared_ptr<Ops> ops_;
+  const uint64_t id_;  // of this model among all of the process
+  std::vector<BlockRef> order_;
   KvOptions kv_;
   LoadedWeights weights_;
 };

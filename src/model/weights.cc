@@ -104,7 +104,8 @@ LoadedWeights::LoadedWeights(std::shared_ptr<const Checkpoint> checkpoint, Ops& 
         fail("{}: tensor {}: {}", file, checkpoint_->file_name_of(spec.name), error.what());
       }
     } else if (spec.role == Role::embedding) {
-      slot = data;
+      table_ = ops.prepare_table(data);
+      slot = table_.weight;
     } else {
       convert(data, host.view().rows(used, spec.shape.elements()));
       slot = vectors_.view().rows(used, spec.shape.elements());

@@ -138,6 +138,7 @@ class LoadedWeights {
  private:
   std::shared_ptr<const Checkpoint> checkpoint_;
   Buffer vectors_;
+  Matrix table_;  // of the embedding
   Weights weights_;
 };
 

@@ -17,6 +17,7 @@ class ForwardingOps : public Ops {
   DType active() const override { return to_->active(); }
   using Ops::prepare;
   Matrix prepare(ConstView weight, bool sparse_input) override { return to_->prepare(weight, sparse_input); }
+  Matrix prepare_table(ConstView table) override { return to_->prepare_table(table); }
   void embed(std::span<const int32_t> tokens, ConstView table, View y) override {
     to_->embed(tokens, table, y);
   }
@@ -44,6 +45,14 @@ class ForwardingOps : public Ops {
   void upload(std::span<const std::byte> host, void* device) override { to_->upload(host, device); }
   void download(const void* device, std::span<std::byte> host) override { to_->download(device, host); }
   void copy(const void* from, void* to, size_t bytes) override { to_->copy(from, to, bytes); }
+  bool reads_host_memory() const override { return to_->reads_host_memory(); }
+  void replay(uint64_t key, const std::function<void()>& work) override {
+    // Not the other backend's: what is called within may be watched.
+    static_cast<void>(key);
+    work();
+  }
+  Pieces pieces() const override { return to_->pieces(); }
+  void synchronize() override { to_->synchronize(); }
   TrainingOps& training() override { return to_->training(); }
 
  protected:

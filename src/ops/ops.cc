@@ -1,9 +1,11 @@
 #include "ops/ops.h"
 
+#include <charconv>
 #include <vector>
 
 #include "base/error.h"
 #include "ops/cpu/cpu_ops.h"
+#include "ops/cuda/cuda_ops.h"
 #include "ops/reference/reference_ops.h"
 
 namespace rwkvx {
@@ -26,7 +28,7 @@ void Ops::copy(const void* from, void* to, size_t bytes) {
   upload(host, to);
 }
 
-TrainingOps& Ops::training() { fail("the {} backend cannot train; use --backend cpu", name()); }
+TrainingOps& Ops::training() { fail("the {} backend cannot train; use --device cpu", name()); }
 
 int64_t wkv7_intervals(std::span<const int64_t> offsets) {
   int64_t intervals = 0;
@@ -36,11 +38,29 @@ int64_t wkv7_intervals(std::span<const int64_t> offsets) {
   return intervals;
 }
 
+namespace {
+
+/// Of "cuda" and "cuda:1".
+int gpu_number(std::string_view backend) {
+  int number = 0;
+  if (backend.size() > 5) std::from_chars(backend.data() + 5, backend.data() + backend.size(), number);
+  return number;
+}
+
+}  // namespace
+
+bool is_backend(std::string_view text) {
+  if (text == "cpu" || text == "reference" || text == "cuda") return true;
+  return text.starts_with("cuda:") && text.size() > 5 && text.size() < 9 &&
+         text.find_first_not_of("0123456789", 5) == std::string_view::npos;
+}
+
 std::unique_ptr<Ops> make_ops(const OpsOptions& options) {
   if (options.threads < 0) fail("--threads must be 0 (all cores) or more, not {}", options.threads);
   if (options.backend == "reference") return make_reference_ops(options.precision);
   if (options.backend == "cpu") return make_cpu_ops(options.precision, options.threads);
-  fail("unknown backend '{}'; this build has: cpu, reference", options.backend);
+  if (!is_backend(options.backend)) fail("unknown device '{}'; there are {}", options.backend, kDeviceHelp);
+  return make_cuda_ops(options.precision, gpu_number(options.backend));
 }
 
 }  // namespace rwkvx

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -164,6 +165,8 @@ class Ops {
   virtual std::string_view name() const = 0;
   virtual Precision precision() const = 0;
   virtual Allocator& allocator() = 0;
+  /// Whether kernels read any memory of the host, mapped files too.
+  virtual bool reads_host_memory() const { return true; }
   virtual int threads() const { return 1; }  ///< of the host, that it computes with
   DType real() const { return precision() == Precision::f64 ? DType::f64 : DType::f32; }
   /// What products take; a backend may answer f32 in bf16 precision where the processor has no bf16 products.
@@ -173,6 +176,9 @@ class Ops {
   /// says that most values of x will be exactly zero. Errors: a type that the backend cannot multiply with.
   virtual Matrix prepare(ConstView weight, bool sparse_input) = 0;
   Matrix prepare(ConstView weight) { return prepare(weight, false); }
+
+  /// Makes a table [V, C] of any float or quantised type ready for embed(), which takes the result's weight.
+  virtual Matrix prepare_table(ConstView table) { return {table, nullptr}; }
 
   /// y[i] = table[tokens[i]].  table [V, C] any float or quantised type, y [R, C] real. Tokens have been
   /// checked.
@@ -216,12 +222,30 @@ class Ops {
   /// Within this backend's memory. The default goes through the host.
   virtual void copy(const void* from, void* to, size_t bytes);
 
+  /// Waits until all that was asked for is done, for timing. Errors: what went wrong in it.
+  virtual void synchronize() {}
+
+  /// Calls `work`, or does again what it did when it was called with this key before: a key stands for the same
+  /// operations on the same memory. Starting many small operations one by one can take longer than they do.
+  virtual void replay(uint64_t, const std::function<void()>& work) { work(); }
+
+  /// Long inputs are best given in pieces of so many rows at most, with so many bytes of temporaries.
+  struct Pieces {
+    int64_t rows = 8192, bytes = int64_t{384} << 20;
+  };
+  virtual Pieces pieces() const { return {}; }
+
   /// What training needs beyond this, ops/training.h. Errors: a backend that cannot train.
   virtual TrainingOps& training();
 };
 
+/// What names a backend, for help texts.
+inline constexpr const char* kDeviceHelp =
+    "cpu, cuda (an NVIDIA GPU; cuda:1 for the second) or reference (slow, scalar: the specification)";
+bool is_backend(std::string_view text);
+
 struct OpsOptions {
-  std::string_view backend = "cpu";  ///< "cpu" or "reference"
+  std::string_view backend = "cpu";  ///< "cpu", "cuda", "cuda:1" for the second GPU, or "reference"
   Precision precision = Precision::bf16;
   int threads = 0;  ///< 0: one for each core of the machine that the process may run on
 };

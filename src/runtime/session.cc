@@ -11,8 +11,6 @@
 namespace rwkvx {
 namespace {
 
-constexpr int64_t kMaxSegment = 8192;
-constexpr int64_t kSegmentBytes = int64_t{384} << 20;
 
 std::string hex(std::span<const std::byte> bytes) {
   constexpr std::string_view kDigits = "0123456789abcdef";
@@ -45,10 +43,11 @@ Session::Session(std::shared_ptr<const Model> model)
       arena_(std::make_shared<Arena>(model_->ops().allocator())) {}
 
 int64_t Session::segment_rows() const {
+  const Ops::Pieces most = model_->ops().pieces();
   const int64_t row_bytes =
       4 * (24 * model_->config().channels + model_->config().ffn);  // temporaries of a block
-  const int64_t rows = kSegmentBytes / row_bytes / 64 * 64;
-  return std::clamp<int64_t>(rows, 64, kMaxSegment);
+  const int64_t rows = most.bytes / row_bytes / 64 * 64;
+  return std::clamp<int64_t>(rows, 64, most.rows);
 }
 
 void Session::append(std::span<const int32_t> tokens) {

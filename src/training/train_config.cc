@@ -39,7 +39,7 @@ void check(const TrainConfig& c) {
   check_choice("schedule", c.schedule, {"cosine", "linear", "constant"});
   check_choice("gate-by", c.gate_by, {"rows", "weights"});
   check_choice("precision", c.precision, {"f32", "bf16"});
-  check_choice("backend", c.backend, {"cpu", "reference"});
+  if (!is_backend(c.device)) refuse("--device must be {}, not '{}'", kDeviceHelp, printable(c.device));
   check_choice("recompute", c.recompute, {"on", "off", "auto"});
   check_range("activation-gb", c.activation_gb, 0, 1e6);
   if (c.data.empty() && c.chat.empty() && c.mixture.empty())
@@ -144,6 +144,11 @@ std::string to_json(const TrainConfig& config) {
 void read_json(const std::string& text, const Path& file, TrainConfig& config) {
   Json json = Json::parse(text, nullptr, false);
   if (!json.is_object()) fail("{}: a JSON object of settings is needed", file.string());
+  // As it was called before GPUs.
+  if (const auto old = json.find("backend"); old != json.end() && !json.contains("device")) {
+    json["device"] = *old;
+    json.erase("backend");
+  }
   TrainConfig::for_each_setting(config, [&](const char* name, auto& value, const char*, const char*) {
     using Value = std::decay_t<decltype(value)>;
     const auto found = json.find(name);

@@ -6,6 +6,7 @@
 #include <string>
 #include <type_traits>
 
+#include "ops/ops.h"
 #include "base/file.h"
 #include "model/longce.h"
 #include "training/schedule.h"
@@ -41,7 +42,7 @@ struct TrainConfig {
   int64_t gate_rows = 512;
   std::string gate_by = "rows";
   // How it is computed and recorded
-  std::string precision = "bf16", backend = "cpu";
+  std::string precision = "bf16", device = "cpu";
   int64_t threads = 0;
   std::string recompute = "auto";
   double activation_gb = 4;
@@ -127,7 +128,7 @@ void TrainConfig::for_each_setting(Self& c, Visit&& visit) {
         "How it samples them: rows, all alike, or weights, as often as their losses count");
   group = "Run";
   visit("precision", c.precision, group, "Of matrix products: f32 or bf16");
-  visit("backend", c.backend, group, "cpu, or reference: slow, scalar, the specification");
+  visit("device", c.device, group, kDeviceHelp);
   visit("threads", c.threads, group, "0 for one on each core");
   visit(
       "recompute", c.recompute, group,

@@ -23,7 +23,7 @@ using Clock = std::chrono::steady_clock;
 constexpr double kSmoothing = 0.98;
 
 std::unique_ptr<Ops> ops_for(const TrainConfig& config) {
-  return make_ops({.backend = config.backend,
+  return make_ops({.backend = config.device,
                    .precision = config.precision == "bf16" ? Precision::bf16 : Precision::f32,
                    .threads = static_cast<int>(config.threads)});
 }

@@ -90,11 +90,17 @@ class EquivalenceTest : public testing::TestWithParam<Case> {
 
   size_t vocab() const { return static_cast<size_t>(model_->config().vocab); }
 
+  void SetUp() override {
+    const std::string why = test::unavailable(GetParam().backend);
+    if (!why.empty()) GTEST_SKIP() << why;
+    model_ = test::open_model(subject_.path, GetParam().backend, GetParam().precision, subject_.options,
+                              kv_options(GetParam()));
+    tokens_ = test::random_tokens(subject_.tokens, model_->config().vocab, /*seed=*/42);
+  }
+
   const Subject subject_ = subject(GetParam().model);
-  const std::shared_ptr<const Model> model_ = test::open_model(
-      subject_.path, GetParam().backend, GetParam().precision, subject_.options, kv_options(GetParam()));
-  const std::vector<int32_t> tokens_ =
-      test::random_tokens(subject_.tokens, model_->config().vocab, /*seed=*/42);
+  std::shared_ptr<const Model> model_;
+  std::vector<int32_t> tokens_;
   double worst_ = 0;
 };
 
@@ -243,7 +249,7 @@ TEST_P(EquivalenceTest, LastLogitsOfABatch) {
 
 std::vector<Case> cases() {
   std::vector<Case> all;
-  for (const char* backend : {"reference", "cpu"}) {
+  for (const char* backend : {"reference", "cpu", "cuda"}) {
     for (const Precision precision : {Precision::f32, Precision::bf16}) {
       for (const char* model : {"rwkv7", "rwkvx"}) all.push_back({model, backend, precision});
       // The largest, where the reference takes longest.
@@ -252,13 +258,14 @@ std::vector<Case> cases() {
     }
   }
   // Every way to keep keys and values. The bounds make a store of 30 tokens drop some every 10.
-  for (const char* backend : {"reference", "cpu"}) {
-    for (const char* kv : {"disk", "bounded:30,7,20"})
-      all.push_back({"rwkvx", backend, Precision::f32, kv, {}});
+  for (const char* backend : {"reference", "cpu", "cuda"}) {
+    const bool on_gpu = backend == std::string("cuda");  // which reads no mapped files
+    if (!on_gpu) all.push_back({"rwkvx", backend, Precision::f32, "disk", {}});
+    all.push_back({"rwkvx", backend, Precision::f32, "bounded:30,7,20", {}});
     for (const char* kv : {"full", "bounded:30,7,20"}) {
       all.push_back({"rwkvx", backend, Precision::f32, kv, DType::i8});
     }
-    all.push_back({"rwkvx", backend, Precision::f32, "disk", DType::bf16});
+    all.push_back({"rwkvx", backend, Precision::f32, on_gpu ? "full" : "disk", DType::bf16});
     for (const char* select : {"max:2", "full"}) {
       all.push_back({"rwkvx", backend, Precision::f32, "full", {}, select});
       all.push_back({"rwkvx", backend, Precision::f32, "bounded:30,7,20", {}, select});

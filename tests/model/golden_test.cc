@@ -74,7 +74,16 @@ void report(std::string_view what, const Distance& d) {
   std::cout << fmt::format("[ measured ] {}: max {:.3g}, rms {:.3g}\n", what, d.max, d.rms);
 }
 
-class GoldenTest : public testing::TestWithParam<std::tuple<const char*, const char*>> {
+/// Parameters end with a backend; where that needs a GPU and there is none, tests skip.
+class BackendTest : public testing::TestWithParam<std::tuple<const char*, const char*>> {
+ protected:
+  void SetUp() override {
+    const std::string why = test::unavailable(std::get<1>(GetParam()));
+    if (!why.empty()) GTEST_SKIP() << why;
+  }
+};
+
+class GoldenTest : public BackendTest {
  protected:
   const Golden golden_ = test::read_golden(std::get<0>(GetParam()));
   const std::string backend_ = std::get<1>(GetParam());
@@ -94,7 +103,7 @@ TEST_P(GoldenTest, Float32) {
 
 INSTANTIATE_TEST_SUITE_P(Goldens, GoldenTest,
                          testing::Combine(testing::Values("rwkv7", "rwkvx", "rwkvx-deep"),
-                                          testing::Values("reference", "cpu")),
+                                          testing::Values("reference", "cpu", "cuda")),
                          [](const auto& test) {
                            std::string name =
                                std::string(std::get<0>(test.param)) + "_" + std::get<1>(test.param);
@@ -125,7 +134,11 @@ TEST_P(BFloat16GoldenTest, ErrorIsThatOfOneRoundingPerProduct) {
   const Distance noise_first = measure("noise", noisy, expected, unselected);
   const Distance noise_all = measure("noise", noisy, expected, all);
   ASSERT_GT(noise_first.rms, 0);
-  for (const auto& [name, got] : {std::pair("reference", &reference), std::pair("cpu", &cpu)}) {
+  std::vector<std::pair<std::string, const std::vector<float>*>> all_backends{{"reference", &reference}, {"cpu", &cpu}};
+  const std::vector<float> cuda =
+      test::unavailable("cuda").empty() ? compute(golden, "cuda", Precision::bf16).logits : std::vector<float>();
+  if (!cuda.empty()) all_backends.emplace_back("cuda", &cuda);
+  for (const auto& [name, got] : all_backends) {
     const Distance first = measure(name, *got, expected, unselected);
     EXPECT_LE(first.rms, 2 * noise_first.rms) << name;
     EXPECT_LE(first.max, 4 * noise_first.max) << name;
@@ -150,7 +163,7 @@ INSTANTIATE_TEST_SUITE_P(Goldens, BFloat16GoldenTest, testing::Values("rwkv7", "
                          });
 
 /// The goldens go past the chunks that every query sees.
-class KvGoldenTest : public testing::TestWithParam<std::tuple<const char*, const char*>> {
+class KvGoldenTest : public BackendTest {
  protected:
   std::vector<float> logits(const char* policy, std::optional<DType> dtype) const {
     KvOptions kv;
@@ -162,6 +175,7 @@ class KvGoldenTest : public testing::TestWithParam<std::tuple<const char*, const
 };
 
 TEST_P(KvGoldenTest, OnDisk) {
+  if (std::get<1>(GetParam()) == std::string("cuda")) GTEST_SKIP() << "GPUs do not read mapped files";
   ASSERT_GT(golden_.logits.view().dim(1), *golden_.options.chunk_size * *golden_.options.top_k);
   const Distance d = distance(logits("disk", {}), floats(golden_.logits));
   report("logits", d);
@@ -185,7 +199,7 @@ TEST_P(KvGoldenTest, Int8ErrorIsThatOfOneRounding) {
 
 INSTANTIATE_TEST_SUITE_P(Goldens, KvGoldenTest,
                          testing::Combine(testing::Values("rwkvx", "rwkvx-deep"),
-                                          testing::Values("reference", "cpu")),
+                                          testing::Values("reference", "cpu", "cuda")),
                          [](const auto& test) {
                            std::string name =
                                std::string(std::get<0>(test.param)) + "_" + std::get<1>(test.param);
@@ -193,7 +207,7 @@ INSTANTIATE_TEST_SUITE_P(Goldens, KvGoldenTest,
                            return name;
                          });
 
-class PublishedTest : public testing::TestWithParam<std::tuple<const char*, const char*>> {};
+class PublishedTest : public BackendTest {};
 
 TEST_P(PublishedTest, LogitsOfARealCheckpoint) {
   const auto [file, backend] = GetParam();
@@ -214,7 +228,7 @@ TEST_P(PublishedTest, LogitsOfARealCheckpoint) {
 
 INSTANTIATE_TEST_SUITE_P(Real, PublishedTest,
                          testing::Combine(testing::Values("model.pth", "model-f16.gguf"),
-                                          testing::Values("reference", "cpu")),
+                                          testing::Values("reference", "cpu", "cuda")),
                          [](const auto& test) {
                            std::string name =
                                std::string(std::get<0>(test.param)) + "_" + std::get<1>(test.param);

@@ -40,6 +40,15 @@ std::vector<std::string> TemporaryFolder::files() const {
   return names;
 }
 
+std::string unavailable(const std::string& backend) {
+  try {
+    make_ops({backend, Precision::f32, 1});
+    return "";
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
 std::shared_ptr<const Model> open_model(const Path& path, const std::string& backend, Precision precision,
                                         const CheckpointOptions& options, const KvOptions& kv) {
   return std::make_shared<const Model>(open_checkpoint(path, options), make_ops({backend, precision, 2}), kv);

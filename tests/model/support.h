@@ -30,6 +30,9 @@ class TemporaryFolder {
   Path path_;
 };
 
+/// Why a backend cannot be used here: no GPU. Empty when it can. Tests skip with it.
+std::string unavailable(const std::string& backend);
+
 std::shared_ptr<const Model> open_model(const Path& path, const std::string& backend, Precision precision,
                                         const CheckpointOptions& options = {}, const KvOptions& kv = {});
 

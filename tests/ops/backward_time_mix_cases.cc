@@ -179,7 +179,7 @@ struct Wkv7Backward final : GradientCase {
       longest = std::max(longest, offsets[s + 1] - offsets[s]);
     }
     state = std::max(state, reference.max_norm("kept", N));
-    const double unit = sum_error(N * (longest + 1));
+    const double unit = sum_error(N * (longest + 1)) + (reference.rounds_recurrence(longest) ? 8 * kTf32 : 0);
     if (output == "y" || output == "kept" || output.starts_with("state")) {
       return {unit * state * (output == "y" ? reference.max_norm("r", N) : 1), 0};
     }
@@ -189,7 +189,11 @@ struct Wkv7Backward final : GradientCase {
                     dy * state),
             2 * kF32};
   }
-  double norm_bound(const Run&, const std::string&) const override { return 64 * kF32; }
+  /// Measured with tf32: y and states 4e-4, gradients up to 7e-4, dw, a difference of sums, 1.9e-3.
+  double norm_bound(const Run& reference, const std::string& output) const override {
+    const bool rounds = reference.rounds_recurrence(offsets.back());
+    return rounds ? (output == "dw" ? 8 : 3) * kTf32 : 64 * kF32;
+  }
 };
 
 struct OutputBackward final : GradientCase {
@@ -280,6 +284,8 @@ Cases wkv7_backward_cases(Precision) {
     }
   }
   cases.push_back(std::make_unique<Wkv7Backward>(192, std::vector<int64_t>{0, 40}, true));
+  cases.push_back(std::make_unique<Wkv7Backward>(64, std::vector<int64_t>{0, 250}, true));
+  cases.push_back(std::make_unique<Wkv7Backward>(64, std::vector<int64_t>{0, 193, 489}, false));
   cases.push_back(std::make_unique<Wkv7Backward>(64, std::vector<int64_t>{0, 70}, true, true));
   cases.push_back(std::make_unique<Wkv7Backward>(128, std::vector<int64_t>{0, 1, 34, 98, 100}, false, true));
   return cases;

@@ -21,6 +21,7 @@ namespace rwkvx::test {
 /// Unit roundoffs.
 inline constexpr double kF32 = 0x1p-24;
 inline constexpr double kBf16 = 0x1p-8;
+inline constexpr double kTf32 = 0x1p-11;
 
 /// Rounding errors of a sum of n terms in any order: |error| ≤ λ·√n·u·Σ|terms| but for a probability below
 /// 2·exp(−λ²/2) (Higham and Mary, 2019); λ = 8 makes that 3e-14 for each element.
@@ -63,6 +64,11 @@ class Run {
   Ops& ops() { return ops_; }
   /// What the tested backend's products take.
   bool rounds_to_bf16() const { return tested_.active() == DType::bf16; }
+  /// In bf16 precision tensor cores take attention's queries and weights, and in the backward its gradients, as
+  /// bfloat16 too (docs/decisions/0014-gpu.md).
+  bool rounds_attention() const { return rounds_to_bf16() && tested_.name() == "cuda"; }
+  /// In bf16 precision tensor cores take the factors of long WKV-7 recurrences with 10 bits behind the point.
+  bool rounds_recurrence(int64_t rows) const { return rounds_attention() && rows >= 192; }
   /// The reference gets in one call what others get in several.
   bool is_reference() const { return &ops_ != &tested_; }
   Random& random() { return random_; }

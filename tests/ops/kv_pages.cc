@@ -1,5 +1,8 @@
 #include "kv_pages.h"
 
+#include <cmath>
+#include <numbers>
+
 #include <fmt/format.h>
 
 #include <cmath>
@@ -110,9 +113,11 @@ KvChunks KvPages::at(int64_t length) const {
   return kv;
 }
 
-Tolerance attention_tolerance(double q, double k, double v, int64_t keys) {
-  const double score = sum_error(N) * q * k / 8;
-  return {v * (2 * score + sum_error(keys) + 8 * kF32), 0};
+Tolerance attention_tolerance(const Run& run, double q, double k, double v, int64_t keys) {
+  const double score = sum_error(N) * q * k / 8 + (run.rounds_attention() ? rounded_score(q, 2) : 0);
+  return {v * (2 * score + sum_error(keys) + 8 * kF32 + (run.rounds_attention() ? kBf16 : 0)), 0};
 }
+
+double rounded_score(double q, double largest) { return kBf16 / std::numbers::sqrt3 * q * largest; }
 
 }  // namespace rwkvx::test

@@ -33,6 +33,10 @@ struct KvPages {
 
 /// Attention's y is a mean of values whose weights are off by twice the error of a score (a sum of 64 terms
 /// over √64) and by exp's; summing `keys` of them adds the last term. q, k, v: the largest norms.
-Tolerance attention_tolerance(double q, double k, double v, int64_t keys);
+Tolerance attention_tolerance(const Run& run, double q, double k, double v, int64_t keys);
+
+/// Of a score whose query is rounded to bfloat16: independent relative errors of deviation kBf16 / √3 in products
+/// whose squares add up to at most (‖q‖ · the largest key)²; eight deviations, over √64.
+double rounded_score(double q, double largest);
 
 }  // namespace rwkvx::test

@@ -1,0 +1,84 @@
+#include <algorithm>
+
+#include "base/assert.h"
+#include "ops/cuda/attention_parts.h"
+#include "ops/cuda/kernels.h"
+
+namespace rwkvx::cuda {
+namespace {
+
+constexpr int64_t kFewRows = 16;                   // of a sequence: taken one by one
+constexpr int64_t kMostRows = 131072;              // of a launch
+constexpr int64_t kMostChosen = int64_t{1} << 26;  // numbers kept between kernels
+
+/// Rows of the call as pieces of at most `rows` in a launch.
+template <typename Each>
+void for_pieces(Gpu& gpu, const ChunkAttention& call, int64_t rows, const Each& each) {
+  Pieces pieces;
+  int64_t room = rows;
+  const auto flush = [&] {
+    if (pieces.count > 0) each(pieces);
+    pieces.count = 0;
+    room = rows;
+  };
+  for (size_t s = 0; s + 1 < call.offsets.size(); ++s) {
+    const Kv kv = on_gpu(gpu, call.kv[s]);
+    for (int64_t row = call.offsets[s]; row < call.offsets[s + 1];) {
+      if (room == 0 || pieces.count == kSequences) flush();
+      Piece& piece = pieces.of[pieces.count++];
+      piece.kv = kv;
+      piece.row = row;
+      piece.position = kv.length - call.offsets[s + 1] + row;
+      piece.rows = static_cast<int32_t>(std::min(room, call.offsets[s + 1] - row));
+      piece.dense = call.top_k >= piece.chunks() ? 1 : 0;
+      row += piece.rows;
+      room -= piece.rows;
+    }
+  }
+  flush();
+}
+
+}  // namespace
+
+void chunk_attention(Gpu& gpu, const ChunkAttention& call, Precision precision) {
+  if (call.q.dim(0) == 0) return;
+  RWKVX_ASSERT(call.top_k >= 1 && !call.kv.empty());
+  const int64_t heads = call.q.dim(1) / kHeadSize;
+  const DType kv = call.kv[0].dtype;
+  int64_t most_chunks = 1;
+  for (const KvChunks& one : call.kv) {
+    RWKVX_ASSERT(one.dtype == kv);
+    most_chunks = std::max(most_chunks, static_cast<int64_t>(one.keys.size()));
+  }
+  const int64_t top = std::min(call.top_k, most_chunks) - 1;
+  const bool choosing = call.top_k < most_chunks;
+  const int64_t rows =
+      std::clamp<int64_t>(choosing ? kMostChosen / (heads * top + 1) : kMostRows, 1, kMostRows);
+  for_pieces(gpu, call, rows, [&](Pieces& pieces) {
+    const Arena::Scope scope(gpu.scratch());
+    const int64_t first = pieces.first_row(), width = heads * kHeadSize;
+    Attend a{};
+    a.q = call.q.as<float>() + first * width;
+    a.heads = static_cast<int32_t>(heads);
+    a.top = static_cast<int32_t>(top);
+    a.y_bf16 = call.y.dtype() == DType::bf16;
+    a.y = static_cast<std::byte*>(call.y.data()) + first * width * (a.y_bf16 ? 2 : 4);
+    if (call.lse) a.lse = call.lse.as<float>() + first * heads;
+    if (call.chosen && call.top_k > 1) {
+      a.stride = call.top_k - 1;
+      a.chosen = call.chosen.as<int32_t>() + first * heads * a.stride;
+    } else if (choosing && top > 0) {
+      a.stride = top;
+      a.chosen = gpu.scratch().take(DType::i32, {pieces.rows(), heads, top}).as<int32_t>();
+    }
+    const bool many = pieces.rows() > kFewRows * pieces.count;
+    if (many && precision == Precision::bf16 && can_attend_by_chunk(pieces, kv)) {
+      choose_chunks(gpu, pieces, a);
+      attend_by_chunk(gpu, pieces, a, kv);
+    } else {
+      attend_by_row(gpu, pieces, a, kv);
+    }
+  });
+}
+
+}  // namespace rwkvx::cuda

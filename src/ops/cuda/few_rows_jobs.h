@@ -1,0 +1,74 @@
+#pragma once
+
+#include <algorithm>
+#include <span>
+
+#include "ops/cuda/activation.h"
+#include "ops/cuda/kernel.h"
+#include "ops/cuda/matrix.h"
+#include "ops/cuda/weight_units.h"
+
+/// Several products of few rows that share a launch.
+namespace rwkvx::cuda {
+
+inline constexpr int kFewRowsJobs = 8;  // of a launch
+
+struct FewRowsJob {
+  WeightRows w;
+  const void* x;  // [R, in]
+  void* y;        // [R, out] float or Bf16
+  int in, out, units;
+  int first_block;
+  int splits;  // warps that share a tile
+  Activation activation;
+  bool add, y_bf16, constant;
+};
+struct FewRowsJobs {
+  int count, rows;
+  FewRowsJob of[kFewRowsJobs];
+
+  __device__ __forceinline__ const FewRowsJob& of_block() const {
+    int which = 0;
+    while (which + 1 < count && static_cast<int>(blockIdx.x) >= of[which + 1].first_block) ++which;
+    return of[which];
+  }
+};
+
+__device__ __forceinline__ void store_result(const FewRowsJob& job, int row, int output, float sum) {
+  const int64_t at = static_cast<int64_t>(row) * job.out + output;
+  if (job.y_bf16) {
+    static_cast<Bf16*>(job.y)[at] = from_float<Bf16>(activate(job.activation, sum));
+  } else {
+    float* y = static_cast<float*>(job.y) + at;
+    *y = job.add ? *y + sum : activate(job.activation, sum);
+  }
+}
+
+/// `each` gets the jobs of one launch after another; `unit` elements are loaded at once.
+template <typename Each>
+void for_launches(std::span<const FewRowsCall> calls, int unit, const Each& each) {
+  for (size_t first = 0; first < calls.size(); first += kFewRowsJobs) {
+    FewRowsJobs jobs{};
+    jobs.rows = static_cast<int>(calls[0].x.dim(0));
+    jobs.count = static_cast<int>(std::min<size_t>(kFewRowsJobs, calls.size() - first));
+    for (int i = 0; i < jobs.count; ++i) {
+      const FewRowsCall& call = calls[first + static_cast<size_t>(i)];
+      const GpuMatrix& m = *call.w;
+      jobs.of[i] = {.w = weight_rows(m),
+                    .x = call.x.data(),
+                    .y = call.y.data(),
+                    .in = static_cast<int>(m.in),
+                    .out = static_cast<int>(m.out),
+                    .units = static_cast<int>(m.in) / unit,
+                    .first_block = 0,
+                    .splits = 1,
+                    .activation = call.activation,
+                    .add = call.add,
+                    .y_bf16 = call.y.dtype() == DType::bf16,
+                    .constant = m.constant};
+    }
+    each(jobs);
+  }
+}
+
+}  // namespace rwkvx::cuda
