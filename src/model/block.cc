@@ -27,17 +27,16 @@ void second_half(Ops& ops, const NormWeights& ln2, const ChannelMixWeights& ffn,
     if (!keep->middle) keep->middle = arena.take(ops.real(), x.shape());
     ops.copy(x.data(), keep->middle.data(), x.bytes());
   }
-  ops.layer_norm(keep ? keep->middle : x, ln2.gain, ln2.bias, kNormEps, normed);
-  channel_mix(ops, ffn, batch, channel_shift, normed, residual, arena, keep ? &keep->ffn : nullptr);
+  const MixInput input{ln2, keep ? keep->middle : x, normed};
+  channel_mix(ops, ffn, batch, channel_shift, input, residual, arena, keep ? &keep->ffn : nullptr);
 }
 
 void rwkv_block(Ops& ops, const RwkvBlockWeights& w, const Batch& batch, const RwkvBlockState& state,
                 bool first_block, View v_first, View x, Arena& arena, RwkvBlockKept* keep) {
   const ConstView input = keep ? keep->x : ConstView(x);
   const View normed = arena.take(ops.real(), input.shape());
-  ops.layer_norm(input, w.ln1.gain, w.ln1.bias, kNormEps, normed);
-  time_mix(ops, w.att, batch, {state.time_shift, state.wkv}, first_block, normed, v_first, x, arena,
-           keep ? &keep->att : nullptr);
+  time_mix(ops, w.att, batch, {state.time_shift, state.wkv}, first_block, {w.ln1, input, normed}, v_first, x,
+           arena, keep ? &keep->att : nullptr);
   const View second = keep ? arena.take(ops.real(), input.shape()) : normed;
   second_half(ops, w.ln2, w.ffn, batch, state.channel_shift, second, x, arena,
               keep ? &keep->second : nullptr);

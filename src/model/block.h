@@ -38,7 +38,7 @@ void rwkv_block(Ops& ops, const RwkvBlockWeights& w, const Batch& batch, const R
 void sparse_block(Ops& ops, const SparseBlockWeights& w, const Batch& batch, std::span<KvStore* const> stores,
                   std::span<void* const> channel_shift, int64_t top_k, View x, Arena& arena);
 
-/// The second half alone. An empty x as in rwkv_block(). `normed` [R, C] real is ln2's output, which
+/// The second half alone. An empty x as in rwkv_block(). `normed` [R, C] real is room for ln2's output, which
 /// keep->ffn refers to.
 void second_half(Ops& ops, const NormWeights& ln2, const ChannelMixWeights& ffn, const Batch& batch,
                  std::span<void* const> channel_shift, View normed, View x, Arena& arena,

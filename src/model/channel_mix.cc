@@ -5,16 +5,16 @@
 namespace rwkvx {
 
 void channel_mix(Ops& ops, const ChannelMixWeights& w, const Batch& batch, std::span<void* const> shift,
-                 ConstView x, View residual, Arena& arena, ChannelMixKept* keep) {
-  const int64_t R = x.dim(0), C = x.dim(1);
+                 const MixInput& input, View residual, Arena& arena, ChannelMixKept* keep) {
+  const int64_t R = input.rows(), C = input.channels();
   const View mixed = arena.take(ops.active(), {R, C});
   const View hidden = keep && keep->hidden ? keep->hidden : arena.take(ops.active(), {R, w.key.out()});
-  ops.token_shift(x, w.x_k.reshaped({1, C}), batch.offsets, shift, std::span(&mixed, 1));
+  norm_shift(ops, input, keep != nullptr, w.x_k.reshaped({1, C}), batch, shift, std::span(&mixed, 1));
   if (!keep || !keep->hidden_known) {
     ops.linear({.x = mixed, .w = &w.key, .y = hidden, .activation = Activation::relu_squared});
   }
   if (residual) ops.linear({.x = hidden, .w = &w.value, .y = residual, .add = true});
-  if (keep) *keep = {x, mixed, hidden, keep->hidden_known};
+  if (keep) *keep = {input.normed, mixed, hidden, keep->hidden_known};
 }
 
 void channel_mix_backward(Ops& ops, const ChannelMixWeights& w, const ChannelMixGradients& dw,

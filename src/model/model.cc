@@ -31,9 +31,11 @@ Model::Model(std::shared_ptr<const Checkpoint> checkpoint, std::shared_ptr<Ops> 
   order_ = block_order(config());
   kv_.check(config().chunk_size);
   if (kv_.policy == KvPolicy::disk && !ops_->reads_host_memory()) {
-    fail("--kv disk does not go with --device {}: GPUs do not read mapped files; use --kv full, --kv bounded or "
-         "--device cpu",
-         ops_->name());
+    fail(
+        "--kv disk does not go with --device {}: GPUs do not read mapped files; use --kv full, --kv bounded "
+        "or "
+        "--device cpu",
+        ops_->name());
   }
 }
 
@@ -97,8 +99,9 @@ void Model::forward(std::span<const SequenceInput> inputs, LogitsOf which, View 
   if (which != LogitsOf::none && order_.back().sparse) head(batch, which, x, logits, arena);
 }
 
-void Model::run_recurrent(size_t first, size_t last, const Batch& batch, std::span<const SequenceInput> inputs,
-                          View v_first, View x, LogitsOf which, View logits, Arena& arena) const {
+void Model::run_recurrent(size_t first, size_t last, const Batch& batch,
+                          std::span<const SequenceInput> inputs, View v_first, View x, LogitsOf which,
+                          View logits, Arena& arena) const {
   const auto work = [&] {
     for (size_t i = first; i < last; ++i) run_block(order_[i], batch, inputs, v_first, x, arena);
     if (logits) head(batch, which, x, logits, arena);
@@ -112,7 +115,8 @@ void Model::run_recurrent(size_t first, size_t last, const Batch& batch, std::sp
   add(which);
   add(batch.rows());
   const Arena::Scope scope(arena);
-  for (const void* memory : {x.data(), v_first.data(), logits.data(), arena.take(DType::u8, {0}).data()}) add(memory);
+  for (const void* memory : {x.data(), v_first.data(), logits.data(), arena.take(DType::u8, {0}).data()})
+    add(memory);
   for (const SequenceInput& input : inputs) add(input.state->time_shift(0));
   ops_->replay(hash.digest(), work);
 }

@@ -45,8 +45,8 @@ class Model {
 
   /// What follows the blocks, for the rows whose logits are wanted.
   void head(const Batch& batch, LogitsOf which, View x, View logits, Arena& arena) const;
-  /// Blocks order[first] … order[last − 1], recurrent all, and the head behind them if `logits`; decoding does
-  /// the same each time.
+  /// Blocks order[first] … order[last − 1], recurrent all, and the head behind them if `logits`; decoding
+  /// does the same each time.
   void run_recurrent(size_t first, size_t last, const Batch& batch, std::span<const SequenceInput> inputs,
                      View v_first, View x, LogitsOf which, View logits, Arena& arena) const;
 

@@ -5,14 +5,15 @@
 namespace rwkvx {
 
 void time_mix(Ops& ops, const TimeMixWeights& w, const Batch& batch, const TimeMixState& state,
-              bool first_block, ConstView x, View v_first, View residual, Arena& arena, TimeMixKept* keep) {
-  const int64_t R = x.dim(0), C = x.dim(1);
+              bool first_block, const MixInput& input, View v_first, View residual, Arena& arena,
+              TimeMixKept* keep) {
+  const int64_t R = input.rows(), C = input.channels();
   const auto real = [&](int64_t width) { return arena.take(ops.real(), {R, width}); };
   const auto active = [&](int64_t width) { return arena.take(ops.active(), {R, width}); };
 
   const std::array<View, 6> mixed{active(C), active(C), active(C), active(C), active(C), active(C)};
   const auto& [xr, xw, xk, xv, xa, xg] = mixed;
-  ops.token_shift(x, w.mix, batch.offsets, state.shift, mixed);
+  norm_shift(ops, input, keep != nullptr, w.mix, batch, state.shift, mixed);
 
   const TimeMixKept given = keep ? *keep : TimeMixKept();
   const auto real_unless = [&](View own) { return own ? own : real(C); };
@@ -60,38 +61,42 @@ void time_mix(Ops& ops, const TimeMixWeights& w, const Batch& batch, const TimeM
                               .a = removal,
                               .b = replacement,
                               .reset = batch.resets};
-  ops.wkv7_operands(operands);
   View states = given.states;
   if (keep && !states) {
     states = arena.take(ops.real(), {wkv7_intervals(batch.offsets), C / kHeadSize, kHeadSize, kHeadSize});
   }
-  if (!given.mixing_known) {
-    ops.wkv7({.r = r,
-              .w = decay_factor,
-              .k = key,
-              .v = value,
-              .a = removal,
-              .b = replacement,
-              .offsets = batch.offsets,
-              .states = state.wkv,
-              .y = read,
-              .kept = states});
-  }
+  const Wkv7Call recurrence{.r = r,
+                            .w = decay_factor,
+                            .k = key,
+                            .v = value,
+                            .a = removal,
+                            .b = replacement,
+                            .offsets = batch.offsets,
+                            .states = state.wkv,
+                            .y = read,
+                            .kept = states};
   const View gated = active(C);
-  ops.wkv7_output({.x = read,
-                   .r = r,
-                   .k = key,
-                   .v = value,
-                   .g = g,
-                   .r_k = w.r_k,
-                   .gain = w.ln_x.gain,
-                   .bias = w.ln_x.bias,
-                   .eps = kGroupNormEps,
-                   .y = gated});
+  const Wkv7Output output{.x = read,
+                          .r = r,
+                          .k = key,
+                          .v = value,
+                          .g = g,
+                          .r_k = w.r_k,
+                          .gain = w.ln_x.gain,
+                          .bias = w.ln_x.bias,
+                          .eps = kGroupNormEps,
+                          .y = gated};
+  if (keep) {  // which needs what a step does not leave behind
+    ops.wkv7_operands(operands);
+    if (!given.mixing_known) ops.wkv7(recurrence);
+    ops.wkv7_output(output);
+  } else {
+    ops.wkv7_step({operands, recurrence, output});
+  }
   if (residual) ops.linear({.x = gated, .w = &w.output, .y = residual, .add = true});
   if (keep) {
-    *keep = {x, mixed, decay_down, rate_down, value_down, gate_down, operands,
-             r, k,     v,          g,         states,     read,      gated};
+    *keep = {input.normed, mixed, decay_down, rate_down, value_down, gate_down, operands, r, k, v, g,
+             states,       read,  gated};
   }
 }
 

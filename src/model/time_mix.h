@@ -1,7 +1,6 @@
 #pragma once
 
-#include "model/batch.h"
-#include "model/weights.h"
+#include "model/mix_input.h"
 #include "ops/training.h"
 #include "tensor/arena.h"
 
@@ -16,7 +15,7 @@ struct TimeMixState {
 /// What the backward needs of a forward pass. Before the forward, r, k, v, the `…_down`s, states and read may
 /// be memory of the caller's; the others, and what is empty, become temporaries of the pass.
 struct TimeMixKept {
-  ConstView x;                                        // [R, C] real
+  ConstView x;                                        // [R, C] real: ln1's output
   std::array<View, 6> mixed;                          // r w k v a g, [R, C] active
   View decay_down, rate_down, value_down, gate_down;  // [R, rank] active
   Wkv7Operands operands;                              // with inputs and outputs
@@ -34,13 +33,13 @@ struct TimeMixNeighbours {
   std::span<void* const> dstates = {};  ///< Wkv7Gradients::dstates
 };
 
-/// The time mix of an RWKV-7 block: residual += time_mix(x). docs/math/time_mix.md derives it.
-/// x [R, C] real is the block's ln1 output. v_first [R, C] real: written by the first block, read by the
-/// others. Temporaries come from `arena` and stay taken until the caller's scope ends; with `keep` they are
-/// left as the backward needs them (x is then not to be overwritten either), and an empty residual leaves out
-/// the last product.
+/// The time mix of an RWKV-7 block: residual += time_mix(ln1(x)). docs/math/time_mix.md derives it.
+/// residual may be input.x. v_first [R, C] real: written by the first block, read by the others. Temporaries
+/// come from `arena` and stay taken until the caller's scope ends; with `keep` they are left as the backward
+/// needs them (input.normed is ln1(x) and not to be overwritten either), and an empty residual leaves out the
+/// last product.
 void time_mix(Ops& ops, const TimeMixWeights& w, const Batch& batch, const TimeMixState& state,
-              bool first_block, ConstView x, View v_first, View residual, Arena& arena,
+              bool first_block, const MixInput& input, View v_first, View residual, Arena& arena,
               TimeMixKept* keep = nullptr);
 
 /// The backward from zero states, or of a piece of longer sequences. d_residual [R, C] is the gradient of

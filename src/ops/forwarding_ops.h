@@ -7,6 +7,7 @@
 namespace rwkvx {
 
 /// Passes every operation on to another backend: the base of backends that watch or change a few of them.
+/// Fused operations are not passed on: made of the others, they show all of them to who watches.
 class ForwardingOps : public Ops {
  public:
   explicit ForwardingOps(std::shared_ptr<Ops> to) : to_(std::move(to)) {}

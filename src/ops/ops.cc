@@ -28,6 +28,17 @@ void Ops::copy(const void* from, void* to, size_t bytes) {
   upload(host, to);
 }
 
+void Ops::norm_shift(const NormShift& call) {
+  layer_norm(call.x, call.gain, call.bias, call.eps, call.normed);
+  token_shift(call.normed, call.mix, call.offsets, call.last, call.y);
+}
+
+void Ops::wkv7_step(const Wkv7Step& call) {
+  wkv7_operands(call.operands);
+  wkv7(call.recurrence);
+  wkv7_output(call.output);
+}
+
 TrainingOps& Ops::training() { fail("the {} backend cannot train; use --device cpu", name()); }
 
 int64_t wkv7_intervals(std::span<const int64_t> offsets) {

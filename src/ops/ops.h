@@ -90,6 +90,29 @@ struct Wkv7Output {
   View y;
 };
 
+/// layer_norm(x), then token_shift() over its rows: y[m] = n + (prev − n) · mix[m], n = layer_norm(x), prev
+/// the row of n before in the same sequence; before a sequence's first row, last[s] [C] real, which is
+/// overwritten with its last row of n. x, y, mix and the rest as in the two operations.
+struct NormShift {
+  ConstView x, gain, bias;
+  float eps = 1e-5f;
+  View normed;                 ///< [R, C] real: n
+  bool normed_needed = false;  ///< otherwise normed is room for a temporary and holds anything afterwards
+  ConstView mix;
+  std::span<const int64_t> offsets;
+  std::span<void* const> last;
+  std::span<const View> y;
+};
+
+/// wkv7_operands(), wkv7() and wkv7_output(), one after another. What the first two hand on to the next (w,
+/// k_out, v_out, a, b and the recurrence's y) is room for temporaries and holds anything afterwards; only a
+/// v_out that is v where there is no value_gate (the first block) stays what it is.
+struct Wkv7Step {
+  Wkv7Operands operands;
+  Wkv7Call recurrence;
+  Wkv7Output output;
+};
+
 /// Told which memory is read, so that a store that is larger than memory can let go of it (a mapped file).
 /// Called from any thread.
 class ReadObserver {
@@ -202,6 +225,10 @@ class Ops {
   virtual void wkv7(const Wkv7Call& call) = 0;
   virtual void wkv7_output(const Wkv7Output& call) = 0;
 
+  /// Fused operations: the defaults call those that they are made of.
+  virtual void norm_shift(const NormShift& call);
+  virtual void wkv7_step(const Wkv7Step& call);
+
   /// Stores the rows of sequence s as the last tokens of kv[s] (room is there) and adds them to key_sums, in
   /// order. k, v [R, C] real.
   virtual void kv_append(ConstView k, ConstView v, std::span<const int64_t> offsets,
@@ -225,8 +252,9 @@ class Ops {
   /// Waits until all that was asked for is done, for timing. Errors: what went wrong in it.
   virtual void synchronize() {}
 
-  /// Calls `work`, or does again what it did when it was called with this key before: a key stands for the same
-  /// operations on the same memory. Starting many small operations one by one can take longer than they do.
+  /// Calls `work`, or does again what it did when it was called with this key before: a key stands for the
+  /// same operations on the same memory. Starting many small operations one by one can take longer than they
+  /// do.
   virtual void replay(uint64_t, const std::function<void()>& work) { work(); }
 
   /// Long inputs are best given in pieces of so many rows at most, with so many bytes of temporaries.

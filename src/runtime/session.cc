@@ -11,7 +11,6 @@
 namespace rwkvx {
 namespace {
 
-
 std::string hex(std::span<const std::byte> bytes) {
   constexpr std::string_view kDigits = "0123456789abcdef";
   std::string out;

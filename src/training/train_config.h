@@ -6,9 +6,9 @@
 #include <string>
 #include <type_traits>
 
-#include "ops/ops.h"
 #include "base/file.h"
 #include "model/longce.h"
+#include "ops/ops.h"
 #include "training/schedule.h"
 
 namespace rwkvx {

@@ -134,9 +134,11 @@ TEST_P(BFloat16GoldenTest, ErrorIsThatOfOneRoundingPerProduct) {
   const Distance noise_first = measure("noise", noisy, expected, unselected);
   const Distance noise_all = measure("noise", noisy, expected, all);
   ASSERT_GT(noise_first.rms, 0);
-  std::vector<std::pair<std::string, const std::vector<float>*>> all_backends{{"reference", &reference}, {"cpu", &cpu}};
-  const std::vector<float> cuda =
-      test::unavailable("cuda").empty() ? compute(golden, "cuda", Precision::bf16).logits : std::vector<float>();
+  std::vector<std::pair<std::string, const std::vector<float>*>> all_backends{{"reference", &reference},
+                                                                              {"cpu", &cpu}};
+  const std::vector<float> cuda = test::unavailable("cuda").empty()
+                                      ? compute(golden, "cuda", Precision::bf16).logits
+                                      : std::vector<float>();
   if (!cuda.empty()) all_backends.emplace_back("cuda", &cuda);
   for (const auto& [name, got] : all_backends) {
     const Distance first = measure(name, *got, expected, unselected);

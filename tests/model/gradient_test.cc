@@ -102,7 +102,8 @@ TEST_P(GoldenGradientTest, CrossEntropy) {
   EXPECT_NEAR(result.loss, static_cast<double>(golden_.tensor("loss").as<float>()[0]), 1e-5);
   EXPECT_NEAR(result.loss, result.cross_entropy, 1e-9);
   EXPECT_EQ(result.counted, static_cast<int64_t>(golden_.tokens.size()));
-  EXPECT_EQ(compare_gradients(golden_, parameters, *ops_, "grad."), static_cast<int>(parameters.tensors().size()));
+  EXPECT_EQ(compare_gradients(golden_, parameters, *ops_, "grad."),
+            static_cast<int>(parameters.tensors().size()));
 }
 
 TEST_P(GoldenGradientTest, LongCe) {

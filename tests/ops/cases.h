@@ -13,6 +13,8 @@ Cases linear_cases(Precision precision);
 Cases wkv7_operands_cases(Precision precision);
 Cases wkv7_cases(Precision precision);
 Cases wkv7_output_cases(Precision precision);
+Cases norm_shift_cases(Precision precision);
+Cases wkv7_step_cases(Precision precision);
 Cases kv_append_cases(Precision precision);
 Cases kv_keep_cases(Precision precision);
 Cases kv_vote_cases(Precision precision);

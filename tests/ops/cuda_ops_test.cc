@@ -50,7 +50,8 @@ INSTANTIATE_TEST_SUITE_P(All, CudaOpsTest,
                          });
 
 TEST(CudaOps, RefusesDouble) {
-  EXPECT_THAT([] { make_cuda_ops(Precision::f64, 0); }, testing::ThrowsMessage<Error>(testing::HasSubstr("CUDA")));
+  EXPECT_THAT([] { make_cuda_ops(Precision::f64, 0); },
+              testing::ThrowsMessage<Error>(testing::HasSubstr("CUDA")));
 }
 
 }  // namespace

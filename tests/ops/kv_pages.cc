@@ -1,11 +1,9 @@
 #include "kv_pages.h"
 
-#include <cmath>
-#include <numbers>
-
 #include <fmt/format.h>
 
 #include <cmath>
+#include <numbers>
 
 namespace rwkvx::test {
 namespace {

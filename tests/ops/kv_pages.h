@@ -35,8 +35,8 @@ struct KvPages {
 /// over √64) and by exp's; summing `keys` of them adds the last term. q, k, v: the largest norms.
 Tolerance attention_tolerance(const Run& run, double q, double k, double v, int64_t keys);
 
-/// Of a score whose query is rounded to bfloat16: independent relative errors of deviation kBf16 / √3 in products
-/// whose squares add up to at most (‖q‖ · the largest key)²; eight deviations, over √64.
+/// Of a score whose query is rounded to bfloat16: independent relative errors of deviation kBf16 / √3 in
+/// products whose squares add up to at most (‖q‖ · the largest key)²; eight deviations, over √64.
 double rounded_score(double q, double largest);
 
 }  // namespace rwkvx::test

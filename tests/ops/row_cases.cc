@@ -95,6 +95,57 @@ struct TokenShift final : OpCase {
   }
 };
 
+struct NormShift final : OpCase {
+  int64_t width, mixes;
+  std::vector<int64_t> offsets;
+  bool normed_needed;
+  NormShift(int64_t c, int64_t m, std::vector<int64_t> o, bool n)
+      : width(c), mixes(m), offsets(std::move(o)), normed_needed(n) {}
+  std::string describe() const override {
+    return fmt::format("norm_shift C={} M={} offsets {}{}", width, mixes, offsets,
+                       normed_needed ? " norm needed" : "");
+  }
+  void run(Run& run) const override {
+    const Shape all{offsets.back(), width};
+    rwkvx::NormShift call;
+    call.x = run.input("x", kReal, all, [](Random& random) { return 1 + 2 * random.normal(); });
+    call.gain = run.input("gain", kReal, {width}, normal());
+    call.bias = run.input("bias", kReal, {width}, normal());
+    call.mix = run.input("mix", kReal, {mixes, width}, uniform(0, 1));
+    Buffer room;
+    if (normed_needed) {
+      call.normed = run.output("normed", kReal, all);
+    } else {
+      room = Buffer(run.ops().real(), all, run.ops().allocator());
+      call.normed = room;
+    }
+    call.normed_needed = normed_needed;
+    std::vector<void*> last;
+    for (size_t s = 0; s + 1 < offsets.size(); ++s) {
+      last.push_back(run.inout(fmt::format("last{}", s), kReal, {width}, normal()).data());
+    }
+    std::vector<View> y;
+    for (int64_t m = 0; m < mixes; ++m) y.push_back(run.output(fmt::format("y{}", m), kActive, all));
+    call.offsets = offsets;
+    call.last = last;
+    call.y = y;
+    run.ops().norm_shift(call);
+  }
+  /// The norm as layer_norm's. y lies between two rows of it, each as far off; three roundings of terms
+  /// within |n| and |prev − n| ≤ 2 max|n|.
+  Tolerance tolerance(const Run& reference, const std::string& output) const override {
+    const double gain = reference.max_abs("gain"), bias = reference.max_abs("bias");
+    const double n = 6, largest = 11, most = gain * n + bias;
+    const double norm = gain * sum_error(width) * (largest * 0.6 + n) + 4 * kF32 * most;
+    return {output.starts_with("y") ? norm + 3 * kF32 * 3 * most : norm, 0};
+  }
+  /// In small tensors a few large products of gain and norm count most, and so do their roundings.
+  double norm_bound(const Run& reference, const std::string& output) const override {
+    return OpCase::norm_bound(reference, output) +
+           (reference.rounds_to_bf16() && output.starts_with("y") ? kBf16 / 8 : 0);
+  }
+};
+
 struct GatherRows final : OpCase {
   int64_t rows, picked, width;
   Type type;
@@ -151,6 +202,30 @@ Cases token_shift_cases(Precision) {
       std::make_unique<TokenShift>(128, 6, std::vector<int64_t>{0, 70}, std::vector<int64_t>{1, 1, 68}));
   cases.push_back(
       std::make_unique<TokenShift>(64, 1, std::vector<int64_t>{0, 70}, std::vector<int64_t>{40, 1, 29}));
+  return cases;
+}
+
+Cases norm_shift_cases(Precision) {
+  Cases cases;
+  for (const int64_t width : {64, 192, 768}) {
+    for (const int64_t rows : {1, 2, 8, 33}) {
+      for (auto& offsets : ragged(rows)) {
+        cases.push_back(
+            std::make_unique<NormShift>(width, rows % 2 == 0 ? 6 : 1, std::move(offsets), rows == 8));
+      }
+    }
+  }
+  cases.push_back(std::make_unique<NormShift>(2560, 6, std::vector<int64_t>{0, 1}, false));
+  cases.push_back(std::make_unique<NormShift>(4160, 1, std::vector<int64_t>{0, 1, 3}, true));
+  cases.push_back(std::make_unique<NormShift>(64, 2, std::vector<int64_t>{0, 3, 4}, false));
+  std::vector<int64_t> single;  // a row of each of many sequences
+  for (int64_t s = 0; s <= 35; ++s) single.push_back(s);
+  cases.push_back(std::make_unique<NormShift>(128, 6, single, false));
+  // Enough rows for blocks of several, whose limits lie inside sequences, at their ends and before single
+  // rows.
+  cases.push_back(std::make_unique<NormShift>(64, 1, std::vector<int64_t>{0, 2800}, false));
+  cases.push_back(std::make_unique<NormShift>(
+      64, 6, std::vector<int64_t>{0, 1, 2, 6, 7, 12, 1000, 1001, 1002, 1004, 2599, 2600}, true));
   return cases;
 }
 

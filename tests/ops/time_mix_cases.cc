@@ -159,6 +159,114 @@ struct Output final : OpCase {
   }
 };
 
+/// As the model calls it: what is handed on lies where the projections were.
+struct Step final : OpCase {
+  int64_t width;
+  std::vector<int64_t> offsets;
+  bool first_block, resets;
+  Step(int64_t c, std::vector<int64_t> o, bool f, bool r = false)
+      : width(c), offsets(std::move(o)), first_block(f), resets(r) {}
+  std::string describe() const override {
+    return fmt::format("wkv7_step C={} offsets {}{}{}", width, offsets, first_block ? " first block" : "",
+                       resets ? " resets" : "");
+  }
+  void run(Run& run) const override {
+    const int64_t rows = offsets.back();
+    const Shape all{rows, width}, one{width};
+    std::vector<Buffer> rooms;
+    const auto room = [&] {
+      rooms.emplace_back(run.ops().real(), all, run.ops().allocator());
+      return rooms.back().view();
+    };
+    const auto copy_of = [&](const char* name) {
+      const ConstView values = run.input(name, kReal, all, normal());
+      const View copy = room();
+      run.ops().copy(values.data(), copy.data(), values.bytes());
+      return copy;
+    };
+    Wkv7Step call;
+    Wkv7Operands& in = call.operands;
+    in.decay = run.input("decay", kReal, all, normal());
+    in.rate = run.input("rate", kReal, all, normal());
+    in.w0 = run.input("w0", kReal, one, normal());
+    in.a0 = run.input("a0", kReal, one, normal());
+    in.k_k = run.input("k_k", kReal, one, normal());
+    in.k_a = run.input("k_a", kReal, one, uniform(0, 1));
+    const View k = copy_of("k"), v = first_block ? run.inout("v", kReal, all, normal()) : copy_of("v");
+    in.k = k;
+    in.v = v;
+    in.k_out = k;
+    in.v_out = v;
+    in.v_first = v;
+    if (!first_block) {
+      in.value_gate = run.input("value_gate", kReal, all, normal());
+      in.v_first = run.input("v_first", kReal, all, normal());
+      in.v0 = run.input("v0", kReal, one, normal());
+    }
+    in.w = room();
+    in.a = room();
+    in.b = room();
+    std::vector<uint8_t> reset;
+    for (int64_t t = 0; t < rows && resets; ++t) reset.push_back(t % 3 == 1 ? 1 : 0);
+    in.reset = reset;
+    std::vector<void*> states;
+    for (size_t s = 0; s + 1 < offsets.size(); ++s) {
+      states.push_back(
+          run.inout(fmt::format("state{}", s), kReal, {width / kHeadSize, kHeadSize, kHeadSize}, normal())
+              .data());
+    }
+    const ConstView r = run.input("r", kReal, all, normal());
+    const View read = room();
+    call.recurrence = {.r = r,
+                       .w = in.w,
+                       .k = k,
+                       .v = v,
+                       .a = in.a,
+                       .b = in.b,
+                       .offsets = offsets,
+                       .states = states,
+                       .y = read};
+    call.output = {.x = read,
+                   .r = r,
+                   .k = k,
+                   .v = v,
+                   .g = run.input("g", kReal, all, uniform(0, 2)),
+                   .r_k = run.input("r_k", kReal, one, normal()),
+                   .gain = run.input("gain", kReal, one, normal()),
+                   .bias = run.input("bias", kReal, one, normal()),
+                   .y = run.output("y", kActive, all)};
+    run.ops().wkv7_step(call);
+  }
+  /// The three operations', one after another. σ(z), |z| ≤ 7, is off by 7u/4 + 4u: 6u; with it w, k, v, and b
+  /// in norm by √64 as much. A row of S is off by that, and by the roundings of its own sums, T steps adding
+  /// up as in Wkv7. What r reads has a deviation of 2 or more, so that the norm's scale is ≤ 1/2; n ≤ √63.
+  Tolerance tolerance(const Run& reference, const std::string& output) const override {
+    if (output == "v") return {};  // the first block's, which later blocks read
+    const double sigma = 6 * kF32, kappa = sum_error(64) / 2 + 4 * kF32, n = 8;
+    const double k = reference.max_abs("k"), v = 4;
+    const double k_error = k * sigma + 4 * kF32 * k, v_error = first_block ? 0 : 8 * sigma + 4 * kF32 * 8;
+    const double k_norm = reference.max_norm("k", 64), r_norm = reference.max_norm("r", 64),
+                 r_k = reference.max_abs("r_k"), gain = reference.max_abs("gain"),
+                 bias = reference.max_abs("bias");
+    double row = 14;  // the first state's
+    int64_t longest = 0;
+    for (size_t s = 0; s + 1 < offsets.size(); ++s) {
+      row = std::max(row, reference.max_norm(fmt::format("state{}", s), kHeadSize));
+      longest = std::max(longest, offsets[s + 1] - offsets[s]);
+    }
+    const double given =
+        row * (0.61 * sigma + 2 * kF32 + 2 * kappa + 8 * sigma) + v * 8 * k_error + k_norm * v_error;
+    const double state = static_cast<double>(longest) * given + sum_error(kHeadSize * (longest + 1)) * row;
+    if (output != "y") return {state, 0};
+    const double read = state * r_norm, n_error = (2 + n) * read / 2 + 2 * n * sum_error(64);
+    const double terms = r_norm * k_norm * r_k,
+                 bonus_error = sum_error(64) * terms + r_norm * 8 * k_error * r_k;
+    return {
+        2 * (gain * n_error + bonus_error * v + terms * v_error + 6 * kF32 * (gain * n + bias + terms * v)),
+        0};
+  }
+};
+
 }  // namespace
 
 Cases wkv7_operands_cases(Precision) {
@@ -184,6 +292,22 @@ Cases wkv7_cases(Precision) {
   for (const auto& splits : std::vector<std::vector<int64_t>>{{1, 69}, {7, 63}, {16, 1, 1, 52}, {35, 35}}) {
     cases.push_back(std::make_unique<Wkv7>(128, std::vector<int64_t>{0, 70}, splits));
   }
+  return cases;
+}
+
+Cases wkv7_step_cases(Precision) {
+  Cases cases;
+  std::vector<int64_t> single;  // a row of each of many sequences
+  for (int64_t s = 0; s <= 35; ++s) single.push_back(s);
+  for (const bool first : {true, false}) {
+    cases.push_back(std::make_unique<Step>(64, std::vector<int64_t>{0, 1}, first));
+    cases.push_back(std::make_unique<Step>(768, std::vector<int64_t>{0, 1}, first));
+    cases.push_back(std::make_unique<Step>(192, std::vector<int64_t>{0, 1, 2, 3, 4, 5}, first, true));
+    cases.push_back(std::make_unique<Step>(128, std::vector<int64_t>{0, 1, 4, 5}, first, true));
+    cases.push_back(std::make_unique<Step>(64, std::vector<int64_t>{0, 40}, first));
+  }
+  cases.push_back(std::make_unique<Step>(128, single, false));
+  cases.push_back(std::make_unique<Step>(2560, std::vector<int64_t>{0, 1}, false));
   return cases;
 }
 

@@ -34,8 +34,8 @@ class CudaOps final : public Ops {
   }
 
   Matrix prepare_table(ConstView table) override {
-    auto copy = std::make_shared<Buffer>(
-        DType::u8, Shape{static_cast<int64_t>(table.bytes())}, gpu_.allocator());
+    auto copy =
+        std::make_shared<Buffer>(DType::u8, Shape{static_cast<int64_t>(table.bytes())}, gpu_.allocator());
     gpu_.upload(table.data(), copy->view().data(), table.bytes());
     return {ConstView(copy->view().data(), table.dtype(), table.shape()), copy};
   }
@@ -57,6 +57,9 @@ class CudaOps final : public Ops {
   void wkv7_operands(const Wkv7Operands& call) override { cuda::wkv7_operands(gpu_, call); }
   void wkv7(const Wkv7Call& call) override { cuda::wkv7(gpu_, call, precision_); }
   void wkv7_output(const Wkv7Output& call) override { cuda::wkv7_output(gpu_, call); }
+
+  void norm_shift(const NormShift& call) override { cuda::norm_shift(gpu_, call); }
+  void wkv7_step(const Wkv7Step& call) override { cuda::wkv7_step(gpu_, call, precision_); }
 
   void kv_append(ConstView k, ConstView v, std::span<const int64_t> offsets,
                  std::span<const KvChunks> kv) override {

@@ -49,19 +49,22 @@ void expand_to(Gpu& gpu, const GpuMatrix& m, int part, To* to) {
   const Grid each{blocks_for(elements, 256), 256};
   switch (m.type) {
     case DType::f32:
-      return launch(gpu, each, convert_kernel<float, To>, static_cast<const float*>(m.body), elements, part, to);
+      return launch(gpu, each, convert_kernel<float, To>, static_cast<const float*>(m.body), elements, part,
+                    to);
     case DType::bf16:
-      return launch(gpu, each, convert_kernel<Bf16, To>, static_cast<const Bf16*>(m.body), elements, part, to);
+      return launch(gpu, each, convert_kernel<Bf16, To>, static_cast<const Bf16*>(m.body), elements, part,
+                    to);
     case DType::f16:
-      return launch(gpu, each, convert_kernel<Fp16, To>, static_cast<const Fp16*>(m.body), elements, part, to);
+      return launch(gpu, each, convert_kernel<Fp16, To>, static_cast<const Fp16*>(m.body), elements, part,
+                    to);
     default:
       break;
   }
   with_unit(m.type, [&](auto unit) {
     using Unit = decltype(unit);
     const int64_t units = m.in / Unit::kElements;
-    launch(gpu, {blocks_for(m.out * units, 256), 256}, expand_kernel<Unit, To>, weight_rows(m), m.in, units, m.out * units, part,
-           to);
+    launch(gpu, {blocks_for(m.out * units, 256), 256}, expand_kernel<Unit, To>, weight_rows(m), m.in, units,
+           m.out * units, part, to);
   });
 }
 

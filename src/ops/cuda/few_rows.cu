@@ -12,7 +12,7 @@ constexpr int kWarps = 8;  // of a block
 template <typename Unit, typename X, int R, int Outputs, int Ahead>
 __global__ void __launch_bounds__(32 * kWarps) few_rows_kernel(const __grid_constant__ FewRowsJobs jobs) {
   allow_next_kernel();
-  const FewRowsJob& job = jobs.of_block();
+  const FewRowsJob& job = jobs.of_block(static_cast<int>(blockIdx.x));
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int first = ((static_cast<int>(blockIdx.x) - job.first_block) * kWarps + warp) * Outputs;
 

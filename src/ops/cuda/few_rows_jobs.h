@@ -24,12 +24,12 @@ struct FewRowsJob {
   bool add, y_bf16, constant;
 };
 struct FewRowsJobs {
-  int count, rows;
+  int count, rows, blocks;
   FewRowsJob of[kFewRowsJobs];
 
-  __device__ __forceinline__ const FewRowsJob& of_block() const {
+  __device__ __forceinline__ const FewRowsJob& of_block(int block) const {
     int which = 0;
-    while (which + 1 < count && static_cast<int>(blockIdx.x) >= of[which + 1].first_block) ++which;
+    while (which + 1 < count && block >= of[which + 1].first_block) ++which;
     return of[which];
   }
 };

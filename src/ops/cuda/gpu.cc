@@ -21,9 +21,10 @@ void check(cudaError_t result, std::string_view what) {
   if (result == cudaErrorMemoryAllocation) {
     size_t free = 0, total = 0;
     cudaMemGetInfo(&free, &total);
-    fail("out of GPU memory ({}): {:.2f} of {:.2f} GB are free; close other programs on this GPU, or use a "
-         "smaller or quantised model, --kv bounded, a shorter context, or --device cpu",
-         what, gigabytes(free), gigabytes(total));
+    fail(
+        "out of GPU memory ({}): {:.2f} of {:.2f} GB are free; close other programs on this GPU, or use a "
+        "smaller or quantised model, --kv bounded, a shorter context, or --device cpu",
+        what, gigabytes(free), gigabytes(total));
   }
   fail("the GPU failed ({}): {}", what, cudaGetErrorString(result));
 }
@@ -71,7 +72,10 @@ cudaStream_t stream_on(int device) {
 }  // namespace
 
 Gpu::Gpu(int device)
-    : device_(device), stream_{stream_on(device)}, allocator_(stream_.handle, recording_), scratch_(allocator_) {
+    : device_(device),
+      stream_{stream_on(device)},
+      allocator_(stream_.handle, recording_),
+      scratch_(allocator_) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, device_), "asking what the GPU is");
   multiprocessors_ = properties.multiProcessorCount;
@@ -125,7 +129,8 @@ void Gpu::download(const void* device, void* host, size_t bytes) {
     std::memcpy(host, pinned_.data, bytes);
     return;
   }
-  if (bytes > 0) check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream()), "copying from it");
+  if (bytes > 0)
+    check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream()), "copying from it");
   synchronize();
 }
 

@@ -60,8 +60,8 @@ class Gpu {
   /// Waits until everything asked for is done. Errors: what went wrong in it.
   void synchronize();
 
-  /// Between these, what is asked for is not done but written down, and nothing may be allocated or copied from
-  /// the host: CannotRecord is thrown. False: this GPU does not record.
+  /// Between these, what is asked for is not done but written down, and nothing may be allocated or copied
+  /// from the host: CannotRecord is thrown. False: this GPU does not record.
   bool begin_recording();
   /// What was written down; null when it cannot be done again.
   std::shared_ptr<void> end_recording();

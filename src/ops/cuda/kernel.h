@@ -1,8 +1,8 @@
 #pragma once
 
-#include <cstdint>
+#include <instructions.h>  // of native/ or of tests/emulated_gpu, by the include path
 
-#include "instructions.h"  // of native/ or emulated/, by the include path
+#include <cstdint>
 
 /// What kernels share: 16-bit floats, reductions, element access by type.
 namespace rwkvx::cuda {
@@ -19,7 +19,9 @@ struct Fp16 {
 };
 
 __device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(Bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+__device__ __forceinline__ float to_float(Bf16 x) {
+  return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
+}
 __device__ __forceinline__ float to_float(Fp16 x) { return half_to_float(x.bits); }
 /// The lower and the upper of a pair in a word.
 __device__ __forceinline__ float low_bf16(uint32_t pair) { return __uint_as_float(pair << 16); }

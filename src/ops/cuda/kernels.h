@@ -23,8 +23,13 @@ void wkv7_output(Gpu& gpu, const Wkv7Output& call);
 // wkv7.cu
 void wkv7(Gpu& gpu, const Wkv7Call& call, Precision precision);
 
+// fused.cu
+void norm_shift(Gpu& gpu, const NormShift& call);
+void wkv7_step(Gpu& gpu, const Wkv7Step& call, Precision precision);
+
 // kv.cu
-void kv_append(Gpu& gpu, ConstView k, ConstView v, std::span<const int64_t> offsets, std::span<const KvChunks> kv);
+void kv_append(Gpu& gpu, ConstView k, ConstView v, std::span<const int64_t> offsets,
+               std::span<const KvChunks> kv);
 void kv_vote(Gpu& gpu, const KvVote& call);
 void kv_keep(Gpu& gpu, const KvChunks& kv, ConstView kept);
 
@@ -44,8 +49,8 @@ void wkv7_output_backward(Gpu& gpu, const Wkv7Output& forward, const Wkv7OutputG
 void wkv7_backward(Gpu& gpu, const Wkv7Call& forward, const Wkv7Gradients& gradients, Precision precision);
 
 // attention_backward.cu
-void chunk_attention_backward(Gpu& gpu, const ChunkAttention& forward, const ChunkAttentionGradients& gradients,
-                              Precision precision);
+void chunk_attention_backward(Gpu& gpu, const ChunkAttention& forward,
+                              const ChunkAttentionGradients& gradients, Precision precision);
 
 // sampled_losses.cu
 void gate_loss(Gpu& gpu, const ChunkAttention& forward, const GateLoss& loss);

@@ -30,8 +30,8 @@ __global__ void activate_kernel(const float* x, int64_t count, Activation activa
 void activate_rows(Gpu& gpu, ConstView x, Activation activation, View y) {
   const int64_t count = x.elements();
   with_real_or_bf16(y, [&](auto* to) {
-    launch(gpu, {blocks_for(count, 1024), 256}, activate_kernel<std::remove_pointer_t<decltype(to)>>, x.as<float>(),
-           count, activation, to);
+    launch(gpu, {blocks_for(count, 1024), 256}, activate_kernel<std::remove_pointer_t<decltype(to)>>,
+           x.as<float>(), count, activation, to);
   });
 }
 
@@ -49,7 +49,8 @@ std::vector<const void*> operands(Gpu& gpu, const GpuMatrix& m, DType x) {
   return all;
 }
 
-void multiply_rows(Gpu& gpu, const GpuMatrix& m, std::span<const void* const> weights, ConstView x, View y, bool add) {
+void multiply_rows(Gpu& gpu, const GpuMatrix& m, std::span<const void* const> weights, ConstView x, View y,
+                   bool add) {
   for (const void* w : weights) {
     multiply(gpu, {.m = x.dim(0),
                    .n = m.out,
@@ -78,7 +79,8 @@ void many_rows(Gpu& gpu, const LinearCall& call) {
     return activate_rows(gpu, call.y, call.activation, call.y);
   }
   const int64_t rows = call.x.dim(0);
-  const int64_t slice = std::clamp<int64_t>(kSliceBytes / (4 * m.out) / 256 * 256, 256, std::max<int64_t>(rows, 256));
+  const int64_t slice =
+      std::clamp<int64_t>(kSliceBytes / (4 * m.out) / 256 * 256, 256, std::max<int64_t>(rows, 256));
   const View sums = gpu.scratch().take(DType::f32, {std::min(slice, rows), m.out});
   for (int64_t first = 0; first < rows; first += slice) {
     const int64_t count = std::min(slice, rows - first);

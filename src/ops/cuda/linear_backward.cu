@@ -29,8 +29,8 @@ __global__ void slope_kernel(const float* dy, const Y* y, Activation activation,
     float4 d = load4(dy + i);
     if (y != nullptr) {
       const float4 v = load4(y + i);
-      d = make_float4(d.x * slope(activation, v.x), d.y * slope(activation, v.y), d.z * slope(activation, v.z),
-                      d.w * slope(activation, v.w));
+      d = make_float4(d.x * slope(activation, v.x), d.y * slope(activation, v.y),
+                      d.z * slope(activation, v.z), d.w * slope(activation, v.w));
     }
     store4(du + i, d);
     return;
@@ -69,8 +69,8 @@ const void* in_type(Gpu& gpu, ConstView x, DType type) {
   if (x.dtype() == type) return x.data();
   RWKVX_ASSERT(x.dtype() == DType::bf16 && type == DType::f32);
   const View to = gpu.scratch().take(type, x.shape());
-  launch(gpu, {blocks_for(x.elements(), 256), 256}, convert_rows_kernel<Bf16, float>, pointer<Bf16>(x), x.elements(),
-         to.as<float>());
+  launch(gpu, {blocks_for(x.elements(), 256), 256}, convert_rows_kernel<Bf16, float>, pointer<Bf16>(x),
+         x.elements(), to.as<float>());
   return to.data();
 }
 

@@ -29,8 +29,8 @@ inline const GpuMatrix& gpu_matrix(const Matrix& matrix) {
 }
 
 /// The whole matrix as float32, bfloat16 (rounded), or the difference between it and its first `part`
-/// bfloat16 parts, rounded to bfloat16: of float16 two parts are the number, of float32 three. `to` [out, in],
-/// or [in, out] if input_major.
+/// bfloat16 parts, rounded to bfloat16: of float16 two parts are the number, of float32 three. `to` [out,
+/// in], or [in, out] if input_major.
 void expand_matrix(Gpu& gpu, const GpuMatrix& matrix, DType type, int part, void* to);
 
 /// One product as of matrices in memory, row-major: d [m, n] = a · b, or d += a · b.

@@ -11,8 +11,8 @@ constexpr int kTile = 64, kDepth = 16;
 /// 16 × 16 threads with 4 × 4 elements each.
 template <typename T, typename D>
 __global__ void __launch_bounds__(256)
-    multiply_kernel(const T* a, bool a_transposed, const T* b, bool b_transposed, D* d, int64_t m, int64_t n, int64_t k,
-                    bool add) {
+    multiply_kernel(const T* a, bool a_transposed, const T* b, bool b_transposed, D* d, int64_t m, int64_t n,
+                    int64_t k, bool add) {
   __shared__ float as[kDepth][kTile + 4], bs[kDepth][kTile + 4];
   allow_next_kernel();
   wait_for_previous_kernel();
@@ -28,7 +28,8 @@ __global__ void __launch_bounds__(256)
       as[ak][ai] = row < m && ka < k ? to_float(a[a_transposed ? ka * m + row : row * k + ka]) : 0.0f;
       const int bi = b_transposed ? i / kDepth : i % kTile, bk = b_transposed ? i % kDepth : i / kTile;
       const int64_t column = column0 + bi, kb = k0 + bk;
-      bs[bk][bi] = column < n && kb < k ? to_float(b[b_transposed ? column * k + kb : kb * n + column]) : 0.0f;
+      bs[bk][bi] =
+          column < n && kb < k ? to_float(b[b_transposed ? column * k + kb : kb * n + column]) : 0.0f;
     }
     __syncthreads();
 #pragma unroll
@@ -62,8 +63,8 @@ void multiply(Gpu& gpu, const Product& p) {
   const auto run = [&](auto* a, auto* d) {
     using T = std::remove_const_t<std::remove_pointer_t<decltype(a)>>;
     using D = std::remove_pointer_t<decltype(d)>;
-    launch(gpu, {blocks_for(p.m, kTile) * blocks_for(p.n, kTile), 256}, multiply_kernel<T, D>, a, p.a_transposed,
-           static_cast<const T*>(p.b), p.b_transposed, d, p.m, p.n, p.k, p.add);
+    launch(gpu, {blocks_for(p.m, kTile) * blocks_for(p.n, kTile), 256}, multiply_kernel<T, D>, a,
+           p.a_transposed, static_cast<const T*>(p.b), p.b_transposed, d, p.m, p.n, p.k, p.add);
   };
   const auto with_type = [&](auto* d) {
     if (p.type == DType::bf16) return run(static_cast<const Bf16*>(p.a), d);

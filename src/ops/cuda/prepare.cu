@@ -9,8 +9,8 @@ namespace rwkvx::cuda {
 namespace {
 
 /// A block's bytes from `first` on go to `body`, its two bytes of d to `scales`.
-__global__ void split_blocks_kernel(const uint8_t* blocks, int64_t count, int block_bytes, int d_at, uint8_t* body,
-                                    uint16_t* scales) {
+__global__ void split_blocks_kernel(const uint8_t* blocks, int64_t count, int block_bytes, int d_at,
+                                    uint8_t* body, uint16_t* scales) {
   allow_next_kernel();
   wait_for_previous_kernel();
   const int body_bytes = block_bytes - 2;
@@ -70,7 +70,8 @@ void split_blocks(Gpu& gpu, ConstView weight, int d_at, GpuMatrix& to) {
   to.owned_scales = bytes_on_gpu(gpu, static_cast<uint64_t>(count * 2));
   launch(gpu, {blocks_for(count * (block_bytes - 2), 256), 256}, split_blocks_kernel,
          static_cast<const uint8_t*>(blocks), count, block_bytes, d_at,
-         static_cast<uint8_t*>(to.owned_body.view().data()), static_cast<uint16_t*>(to.owned_scales.view().data()));
+         static_cast<uint8_t*>(to.owned_body.view().data()),
+         static_cast<uint16_t*>(to.owned_scales.view().data()));
   to.body = to.owned_body.view().data();
   to.scales = static_cast<const uint16_t*>(to.owned_scales.view().data());
 }
@@ -81,9 +82,7 @@ void turn(Gpu& gpu, const void* from, int64_t rows, int64_t columns, void* to) {
          static_cast<const T*>(from), rows, columns, static_cast<T*>(to));
 }
 
-}  // namespace
-
-std::shared_ptr<GpuMatrix> prepare_matrix(Gpu& gpu, ConstView weight, bool sparse_input) {
+std::shared_ptr<GpuMatrix> make_matrix(Gpu& gpu, ConstView weight, bool sparse_input) {
   auto matrix = std::make_shared<GpuMatrix>();
   matrix->type = weight.dtype();
   matrix->out = weight.dim(0);
@@ -114,6 +113,17 @@ std::shared_ptr<GpuMatrix> prepare_matrix(Gpu& gpu, ConstView weight, bool spars
     turn<float>(gpu, from, matrix->out, matrix->in, matrix->owned_body.view().data());
   } else {
     turn<uint16_t>(gpu, from, matrix->out, matrix->in, matrix->owned_body.view().data());
+  }
+  return matrix;
+}
+
+}  // namespace
+
+std::shared_ptr<GpuMatrix> prepare_matrix(Gpu& gpu, ConstView weight, bool sparse_input) {
+  std::shared_ptr<GpuMatrix> matrix = make_matrix(gpu, weight, sparse_input);
+  if (matrix->owned_body) {
+    gpu.synchronize();  // from here on nobody writes it, and kernels may read it before they wait
+    matrix->constant = true;
   }
   return matrix;
 }

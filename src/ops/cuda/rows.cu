@@ -49,8 +49,8 @@ struct Mixed {
 /// One block for each row. That of a sequence's first row also writes its `last`, which nobody else reads.
 template <typename Y>
 __global__ void __launch_bounds__(kThreads)
-    token_shift_kernel(const float* x, const float* mix, const __grid_constant__ Sequences sequences, int width,
-                       const __grid_constant__ Mixed mixed) {
+    token_shift_kernel(const float* x, const float* mix, const __grid_constant__ Sequences sequences,
+                       int width, const __grid_constant__ Mixed mixed) {
   allow_next_kernel();
   wait_for_previous_kernel();
   const int64_t row = sequences.offsets[0] + blockIdx.x;
@@ -66,8 +66,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int m = 0; m < mixed.count; ++m) {
       const float4 share = load4(mix + static_cast<int64_t>(m) * width + c);
       store4(static_cast<Y*>(mixed.y[m]) + row * width + c,
-             make_float4(a.x + (b.x - a.x) * share.x, a.y + (b.y - a.y) * share.y, a.z + (b.z - a.z) * share.z,
-                         a.w + (b.w - a.w) * share.w));
+             make_float4(a.x + (b.x - a.x) * share.x, a.y + (b.y - a.y) * share.y,
+                         a.z + (b.z - a.z) * share.z, a.w + (b.w - a.w) * share.w));
     }
   }
 }
@@ -121,21 +121,24 @@ __device__ float stored_value(const uint8_t* row, DType type, int at) {
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    embed_kernel(const int32_t* tokens, const uint8_t* table, DType type, int64_t row_bytes, int width, float* y) {
+__global__ void __launch_bounds__(kThreads) embed_kernel(const int32_t* tokens, const uint8_t* table,
+                                                         DType type, int64_t row_bytes, int width, float* y) {
   allow_next_kernel();
   wait_for_previous_kernel();
   const int64_t row = blockIdx.x;
   const uint8_t* from = table + tokens[row] * row_bytes;
-  for (int c = static_cast<int>(threadIdx.x); c < width; c += kThreads) y[row * width + c] = stored_value(from, type, c);
+  for (int c = static_cast<int>(threadIdx.x); c < width; c += kThreads)
+    y[row * width + c] = stored_value(from, type, c);
 }
 
 /// Rows of whole words of 4 bytes.
-__global__ void __launch_bounds__(kThreads) gather_kernel(const uint32_t* x, const int64_t* rows, int words, uint32_t* y) {
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(const uint32_t* x, const int64_t* rows, int words, uint32_t* y) {
   allow_next_kernel();
   wait_for_previous_kernel();
   const int64_t row = blockIdx.x;
-  for (int i = static_cast<int>(threadIdx.x); i < words; i += kThreads) y[row * words + i] = x[rows[row] * words + i];
+  for (int i = static_cast<int>(threadIdx.x); i < words; i += kThreads)
+    y[row * words + i] = x[rows[row] * words + i];
 }
 
 constexpr int64_t kTableRows = 1 << 18;  // that one table of the host's takes
@@ -171,8 +174,8 @@ void embed(Gpu& gpu, std::span<const int32_t> tokens, ConstView table, View y) {
   for (int64_t first = 0; first < y.dim(0); first += kTableRows) {
     const int64_t count = std::min(kTableRows, y.dim(0) - first);
     const int32_t* which = gpu.table(tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(count)));
-    launch(gpu, {static_cast<unsigned>(count), kThreads}, embed_kernel, which, pointer<uint8_t>(table), table.dtype(),
-           row_bytes, static_cast<int>(y.dim(1)), y.rows(first, count).as<float>());
+    launch(gpu, {static_cast<unsigned>(count), kThreads}, embed_kernel, which, pointer<uint8_t>(table),
+           table.dtype(), row_bytes, static_cast<int>(y.dim(1)), y.rows(first, count).as<float>());
   }
 }
 

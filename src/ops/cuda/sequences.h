@@ -35,10 +35,10 @@ void for_groups(std::span<const int64_t> offsets, std::span<void* const> states,
 
 /// One chunk of a KV store, as in KvChunks.
 struct KvPage {
-  void *keys, *values;    // [H, B, N]
-  void* key_sums;         // [H, N] float32
+  void *keys, *values;               // [H, B, N]
+  void* key_sums;                    // [H, N] float32
   float *key_scales, *value_scales;  // [H, B], i8 only
-  void* part_sums;        // [H, B / part, N] float32, or null
+  void* part_sums;                   // [H, B / part, N] float32, or null
 };
 /// A KV store: `pages` lies on the GPU, one for each chunk.
 struct Kv {

@@ -10,7 +10,9 @@ constexpr int kThreads = 256;
 
 __device__ __forceinline__ float2 load2(const float* p) { return *reinterpret_cast<const float2*>(p); }
 __device__ __forceinline__ void store2(float* p, float2 v) { *reinterpret_cast<float2*>(p) = v; }
-__device__ __forceinline__ void store2(Bf16* p, float2 v) { *reinterpret_cast<uint32_t*>(p) = pack_bf16(v.x, v.y); }
+__device__ __forceinline__ void store2(Bf16* p, float2 v) {
+  *reinterpret_cast<uint32_t*>(p) = pack_bf16(v.x, v.y);
+}
 
 /// The pointers of a Wkv7Operands.
 struct Operands {
@@ -72,7 +74,8 @@ __global__ void __launch_bounds__(kThreads)
   const int c = static_cast<int>(item % heads) * kHead + 2 * static_cast<int>(threadIdx.x % 32);
   const int64_t at = row * heads * kHead + c;
   const float2 x = load2(op.x + at), r = load2(op.r + at), k = load2(op.k + at), v = load2(op.v + at),
-               g = load2(op.g + at), r_k = load2(op.r_k + c), gain = load2(op.gain + c), bias = load2(op.bias + c);
+               g = load2(op.g + at), r_k = load2(op.r_k + c), gain = load2(op.gain + c),
+               bias = load2(op.bias + c);
   const float bonus = warp_sum(r.x * k.x * r_k.x + r.y * k.y * r_k.y);
   const float mean = warp_sum(x.x + x.y) / kHead;
   const float2 d = make_float2(x.x - mean, x.y - mean);
@@ -88,10 +91,23 @@ const float* real(const ConstView& view) { return view ? view.as<float>() : null
 void wkv7_operands(Gpu& gpu, const Wkv7Operands& call) {
   const int64_t rows = call.k.dim(0);
   const int heads = static_cast<int>(call.k.dim(1) / kHead);
-  Operands op{real(call.decay),      real(call.rate),       real(call.value_gate), real(call.k),  real(call.v),
-              real(call.v_first),    real(call.w0),         real(call.a0),         real(call.v0), real(call.k_k),
-              real(call.k_a),        call.w.as<float>(),    call.k_out.as<float>(), call.v_out.as<float>(),
-              call.a.as<float>(),    call.b.as<float>(),    nullptr};
+  Operands op{real(call.decay),
+              real(call.rate),
+              real(call.value_gate),
+              real(call.k),
+              real(call.v),
+              real(call.v_first),
+              real(call.w0),
+              real(call.a0),
+              real(call.v0),
+              real(call.k_k),
+              real(call.k_a),
+              call.w.as<float>(),
+              call.k_out.as<float>(),
+              call.v_out.as<float>(),
+              call.a.as<float>(),
+              call.b.as<float>(),
+              nullptr};
   if (!call.reset.empty()) op.reset = gpu.table(call.reset);
   launch(gpu, {blocks_for(rows * heads, kThreads / 32), kThreads}, operands_kernel, op, rows * heads, heads);
 }

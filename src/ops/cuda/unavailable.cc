@@ -5,8 +5,10 @@
 namespace rwkvx {
 
 std::unique_ptr<Ops> make_cuda_ops(Precision, int) {
-  fail("this rwkvx was built without CUDA; build it where the CUDA toolkit (nvcc 12.4 or newer) is installed, or use "
-       "--device cpu");
+  fail(
+      "this rwkvx was built without CUDA; build it where the CUDA toolkit (nvcc) is installed, "
+      "or use "
+      "--device cpu");
 }
 
 }  // namespace rwkvx

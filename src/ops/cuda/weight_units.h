@@ -13,7 +13,9 @@ struct WeightRow {
   const uint16_t* scales;
 };
 
-__device__ __forceinline__ uint4 load_quad(const uint8_t* p) { return load_once(reinterpret_cast<const uint4*>(p)); }
+__device__ __forceinline__ uint4 load_quad(const uint8_t* p) {
+  return load_once(reinterpret_cast<const uint4*>(p));
+}
 /// Byte i of 16.
 __device__ __forceinline__ int byte_of(const uint4& quad, int i) {
   const uint32_t word = i < 8 ? (i < 4 ? quad.x : quad.y) : (i < 12 ? quad.z : quad.w);
@@ -172,7 +174,8 @@ struct UnitQ5_K {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int k = 8 * (g % 2) + i;
-      w[i] = sub.x * static_cast<float>((byte_of(q, k) >> shift & 15) | (byte_of(bits, k) >> s & 1) << 4) - sub.y;
+      w[i] = sub.x * static_cast<float>((byte_of(q, k) >> shift & 15) | (byte_of(bits, k) >> s & 1) << 4) -
+             sub.y;
     }
   }
 };
@@ -196,7 +199,8 @@ struct UnitQ6_K {
     scale = make_float2(d * static_cast<float>(scales[j * 2]), d * static_cast<float>(scales[(j + 2) * 2]));
   }
   __device__ __forceinline__ static int at(int unit, int group) {
-    return unit / 8 * 256 + unit % 8 / 4 * 128 + unit % 4 / 2 * 32 + unit % 2 * 16 + group / 2 * 64 + group % 2 * 8;
+    return unit / 8 * 256 + unit % 8 / 4 * 128 + unit % 4 / 2 * 32 + unit % 2 * 16 + group / 2 * 64 +
+           group % 2 * 8;
   }
   __device__ __forceinline__ void group(int g, float (&w)[8]) const {
     const float d = g < 2 ? scale.x : scale.y;
@@ -204,7 +208,8 @@ struct UnitQ6_K {
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int k = 8 * (g % 2) + i;
-      w[i] = d * static_cast<float>(((byte_of(low, k) >> shift & 15) | (byte_of(high, k) >> bits & 3) << 4) - 32);
+      w[i] = d *
+             static_cast<float>(((byte_of(low, k) >> shift & 15) | (byte_of(high, k) >> bits & 3) << 4) - 32);
     }
   }
 };

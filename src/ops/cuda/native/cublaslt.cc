@@ -17,7 +17,8 @@ namespace {
 constexpr size_t kWorkspaceBytes = size_t{64} << 20;
 
 void check_blas(cublasStatus_t status, std::string_view what) {
-  if (status != CUBLAS_STATUS_SUCCESS) fail("cuBLASLt failed ({}): status {}", what, static_cast<int>(status));
+  if (status != CUBLAS_STATUS_SUCCESS)
+    fail("cuBLASLt failed ({}): status {}", what, static_cast<int>(status));
 }
 
 /// The functions that are used, found by name.
@@ -34,14 +35,16 @@ struct Library {
 
   Library() {
     void* handle = nullptr;
-    for (const char* name : {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so",
-                             "/usr/local/cuda/lib64/libcublasLt.so.13", "/usr/local/cuda/lib64/libcublasLt.so"}) {
+    for (const char* name :
+         {"libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so",
+          "/usr/local/cuda/lib64/libcublasLt.so.13", "/usr/local/cuda/lib64/libcublasLt.so"}) {
       if (handle == nullptr) handle = dlopen(name, RTLD_NOW | RTLD_LOCAL);
     }
     if (handle == nullptr) {
-      log_warning("cuBLASLt was not found ({}); long prompts and training will be slow on the GPU. Install it "
-                  "(Debian, Ubuntu: libcublas-13-0) or add its folder to LD_LIBRARY_PATH",
-                  dlerror());
+      log_warning(
+          "cuBLASLt was not found ({}); long prompts and training will be slow on the GPU. Install it "
+          "(Debian, Ubuntu: libcublas-13-0) or add its folder to LD_LIBRARY_PATH",
+          dlerror());
       return;
     }
     found = true;
@@ -87,16 +90,16 @@ class Multiplier {
     if (!plan.possible) return false;
     const float alpha = 1, beta = p.add ? 1 : 0;
     // Column-major, as the library has it, all matrices are transposed: dᵀ = bᵀ · aᵀ.
-    check_blas(library().matmul(handle_, plan.desc, &alpha, p.b, plan.a, p.a, plan.b, &beta, p.d, plan.d, p.d, plan.d,
-                                &plan.algorithm, workspace_.view().data(), kWorkspaceBytes, gpu.stream()),
-               "a product");
+    check_blas(
+        library().matmul(handle_, plan.desc, &alpha, p.b, plan.a, p.a, plan.b, &beta, p.d, plan.d, p.d,
+                         plan.d, &plan.algorithm, workspace_.view().data(), kWorkspaceBytes, gpu.stream()),
+        "a product");
     return true;
   }
 
  private:
   const Plan& plan_for(const Product& p) {
-    const auto key =
-        std::make_tuple(p.m, p.n, p.k, p.type, p.d_type, p.a_transposed, p.b_transposed, p.add);
+    const auto key = std::make_tuple(p.m, p.n, p.k, p.type, p.d_type, p.a_transposed, p.b_transposed, p.add);
     const auto found = plans_.find(key);
     if (found != plans_.end()) return found->second;
     Plan plan;
@@ -104,11 +107,13 @@ class Multiplier {
     check_blas(lib.desc_create(&plan.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "describing a product");
     const cublasOperation_t op_b = p.b_transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
                             op_a = p.a_transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
-    check_blas(lib.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, &op_b, sizeof op_b), "describing a product");
-    check_blas(lib.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSB, &op_a, sizeof op_a), "describing a product");
+    check_blas(lib.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSA, &op_b, sizeof op_b),
+               "describing a product");
+    check_blas(lib.desc_set(plan.desc, CUBLASLT_MATMUL_DESC_TRANSB, &op_a, sizeof op_a),
+               "describing a product");
     const auto layout = [&](cublasLtMatrixLayout_t& to, DType type, int64_t rows, int64_t columns) {
-      check_blas(lib.layout_create(&to, cuda_type(type), static_cast<uint64_t>(rows), static_cast<uint64_t>(columns),
-                                   rows),
+      check_blas(lib.layout_create(&to, cuda_type(type), static_cast<uint64_t>(rows),
+                                   static_cast<uint64_t>(columns), rows),
                  "describing a matrix");
     };
     layout(plan.a, p.type, p.b_transposed ? p.k : p.n, p.b_transposed ? p.n : p.k);
@@ -120,14 +125,15 @@ class Multiplier {
                                   sizeof kWorkspaceBytes),
                "choosing a way");
     const uint32_t alignment = 16;
-    for (const auto attribute : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                                 CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+    for (const auto attribute :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
       check_blas(lib.preference_set(preference, attribute, &alignment, sizeof alignment), "choosing a way");
     }
     cublasLtMatmulHeuristicResult_t result{};
     int count = 0;
-    const cublasStatus_t status = lib.heuristic(handle_, plan.desc, plan.a, plan.b, plan.d, plan.d, preference, 1,
-                                                &result, &count);
+    const cublasStatus_t status =
+        lib.heuristic(handle_, plan.desc, plan.a, plan.b, plan.d, plan.d, preference, 1, &result, &count);
     plan.possible = status == CUBLAS_STATUS_SUCCESS && count > 0;
     plan.algorithm = result.algo;
     return plans_.emplace(key, plan).first->second;
@@ -144,7 +150,8 @@ bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 bool multiply_by_library(Gpu& gpu, const Product& p) {
   const int64_t per16 = p.type == DType::bf16 ? 8 : 4;  // elements of 16 bytes: rows must begin at multiples
-  if ((p.a_transposed ? p.m : p.k) % per16 != 0 || (p.b_transposed ? p.k : p.n) % per16 != 0 || p.n % 8 != 0) {
+  if ((p.a_transposed ? p.m : p.k) % per16 != 0 || (p.b_transposed ? p.k : p.n) % per16 != 0 ||
+      p.n % 8 != 0) {
     return false;
   }
   if (!aligned(p.a) || !aligned(p.b) || !aligned(p.d)) return false;

@@ -4,8 +4,9 @@
 
 #include <cstdint>
 
-/// The instructions of the GPU that kernels use beyond CUDA C++, one function each. emulated/instructions.h
-/// has the same functions for the host. Fragments are named as in the PTX manual: lane = 4·g + t.
+/// The instructions of the GPU that kernels use beyond CUDA C++, one function each.
+/// tests/emulated_gpu/instructions.h has the same functions for the host. Fragments are named as in the PTX
+/// manual: lane = 4·g + t.
 namespace rwkvx::cuda {
 
 /// Programmatic dependent launch: a kernel may start while the one before it ends. Before this call a kernel
@@ -135,7 +136,8 @@ __device__ __forceinline__ float half_to_float(uint16_t bits) {
 
 /// 8 bytes, as copy_async_16().
 __device__ __forceinline__ void copy_async_8(void* shared, const void* global) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(shared)), "l"(global)
+               : "memory");
 }
 
 /// The first address at or behind p that is a multiple of `bytes`, of shared memory's own addresses.
@@ -213,26 +215,26 @@ __device__ __forceinline__ void wgmma_wait(Registers&... registers) {
 #endif
   (pin(registers), ...);
 }
-/// Four warps together: d [64 × 64] = or += a [64 × 16] · b [16 × 64], in the background. Warp w has rows 16 w
-/// .. 16 w + 15 of a and of d, in fragments as mma_bf16() has, d[j] for columns 8 j .. 8 j + 7.
+/// Four warps together: d [64 × 64] = or += a [64 × 16] · b [16 × 64], in the background. Warp w has rows
+/// 16 w .. 16 w + 15 of a and of d, in fragments as mma_bf16() has, d[j] for columns 8 j .. 8 j + 7.
 /// kRowsOfK: how b lies.
 template <bool kRowsOfK>
-__device__ __forceinline__ void wgmma_bf16(float (&d)[8][4], const uint32_t (&a)[4], SharedMatrix b, bool add) {
+__device__ __forceinline__ void wgmma_bf16(float (&d)[8][4], const uint32_t (&a)[4], SharedMatrix b,
+                                           bool add) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   const int scale_d = add ? 1 : 0;
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %37, 0; "
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, "
+      "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
       "{%32, %33, %34, %35}, %36, p, 1, 1, %38;}"
-      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]),
-        "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]),
-        "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
-        "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]),
-        "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]),
-        "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),
-        "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]),
-        "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])
+      : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]),
+        "+f"(d[1][2]), "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]),
+        "+f"(d[3][0]), "+f"(d[3][1]), "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]),
+        "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]),
+        "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), "+f"(d[7][0]), "+f"(d[7][1]),
+        "+f"(d[7][2]), "+f"(d[7][3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.bits), "r"(scale_d), "n"(kRowsOfK ? 1 : 0));
 #endif
 }

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "ops/cuda/emulated/cuda_runtime.h"
+#include "cuda_runtime.h"
 
 /// native/instructions.h on the host; see there.
 namespace rwkvx::cuda {
@@ -172,7 +172,8 @@ void wgmma_bf16(float (&d)[8][4], const uint32_t (&a)[4], SharedMatrix b, bool a
   const unsigned g = emulated::lane() / 4, t = emulated::lane() % 4;
   const auto element = [&](unsigned k, unsigned n) {
     const unsigned row = kRowsOfK ? k : n, column = kRowsOfK ? n : k;
-    const auto linear = reinterpret_cast<uintptr_t>(b.at) + row / 8 * b.stride_bytes + row % 8 * 128 + column * 2;
+    const auto linear =
+        reinterpret_cast<uintptr_t>(b.at) + row / 8 * b.stride_bytes + row % 8 * 128 + column * 2;
     const auto* const from = reinterpret_cast<const uint16_t*>(linear ^ (linear >> 7 & 7) << 4);
     return __uint_as_float(static_cast<uint32_t>(*from) << 16);
   };

@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "ops/cuda/emulated/cuda_runtime.h"
+#include "cuda_runtime.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -79,8 +79,8 @@ namespace {
 constexpr size_t kStackBytes = size_t{256} << 10;
 
 [[noreturn]] void stop(const char* why) {
-  std::fprintf(stderr, "emulated kernel, block (%u, %u, %u), thread (%u, %u, %u): %s\n", blockIdx.x, blockIdx.y,
-               blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z, why);
+  std::fprintf(stderr, "emulated kernel, block (%u, %u, %u), thread (%u, %u, %u): %s\n", blockIdx.x,
+               blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z, why);
   std::abort();
 }
 
@@ -228,7 +228,8 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<vo
   const size_t threads = static_cast<size_t>(block.x) * block.y * block.z;
   if (threads == 0 || threads > 1024) stop("a block has 1 to 1024 threads");
   if (shared_bytes > 227 * 1024) stop("a block has at most 227 KiB of shared memory");
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) stop("a grid of wrong size");
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535)
+    stop("a grid of wrong size");
   machine.thread = &thread;
   gridDim = grid;
   blockDim = block;
