@@ -92,8 +92,12 @@ void run(const RecallOptions& o) {
   const int64_t from = std::max(choice, o.last > 0 ? total - o.last : choice);
   const int64_t stride = std::max<int64_t>(1, (total - from) / o.queries);
   const ModelOptions options = o.run.model_options();
-  auto probe = std::make_shared<SelectionProbe>(
-      make_ops({options.backend, options.precision, options.threads}), config.sparse_blocks, from, stride);
+  std::shared_ptr<Ops> ops = make_ops({options.backend, options.precision, options.threads});
+  if (!ops->reads_host_memory()) {
+    throw UsageError(fmt::format(
+        "recall reads queries and keys where they lie; it does not go with --device {}", options.backend));
+  }
+  auto probe = std::make_shared<SelectionProbe>(std::move(ops), config.sparse_blocks, from, stride);
   KvOptions kv = options.kv;
   if (kv.policy == KvPolicy::bounded)
     throw UsageError("--kv bounded: the oracle needs all keys; use full or disk");

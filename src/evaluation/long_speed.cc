@@ -79,6 +79,7 @@ void decode_together(const Model& model, const Session& session, int64_t batch, 
     for (size_t i = 0; i < tokens.size(); ++i) inputs.push_back({std::span(&tokens[i], 1), &states[i]});
     const auto start = Clock::now();
     model.forward(inputs, LogitsOf::last, logits, arena);
+    ops.synchronize();
     if (n >= 0) speed.decode_ms.push_back(1e3 * seconds_since(start));
   }
 }

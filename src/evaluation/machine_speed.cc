@@ -44,11 +44,24 @@ double read_speed(int threads) {
   return 1e-9 * static_cast<double>(part * static_cast<size_t>(threads) * sizeof(uint64_t)) / seconds;
 }
 
+/// Of memory that only the backend reads: of a copy within it, both sides.
+double copy_speed(Ops& ops) {
+  constexpr int64_t kBytes = int64_t{1} << 30;
+  const Buffer from(DType::u8, {kBytes}, ops.allocator());
+  Buffer to(DType::u8, {kBytes}, ops.allocator());
+  const double seconds = quickest([&] {
+    ops.copy(from.view().data(), to.view().data(), kBytes);
+    ops.synchronize();
+  });
+  return 2e-9 * static_cast<double>(kBytes) / seconds;
+}
+
 Buffer filled(Ops& ops, DType type, Shape shape) {
-  Buffer host(DType::f32, shape);
+  Buffer host(DType::f32, shape), rounded(type, shape);
   std::fill_n(host.as<float>(), host.view().elements(), 0.01f);
+  convert(host, rounded);
   Buffer result(type, shape, ops.allocator());
-  convert(host, result);
+  ops.upload(rounded.view().raw(), result.view().data());
   return result;
 }
 
@@ -58,14 +71,19 @@ double product_speed(Ops& ops) {
                weight = filled(ops, ops.active(), {kWidth, kWidth});
   Buffer y(ops.real(), {kRows, kWidth}, ops.allocator());
   const Matrix w = ops.prepare(weight);
-  const auto multiply = [&] { ops.linear({.x = x, .w = &w, .y = y}); };
+  const auto multiply = [&] {
+    ops.linear({.x = x, .w = &w, .y = y});
+    ops.synchronize();
+  };
   multiply();
   return 2e-9 * static_cast<double>(kRows * kWidth * kWidth) / quickest(multiply);
 }
 
 }  // namespace
 
-MachineSpeed measure_machine(Ops& ops) { return {read_speed(ops.threads()), product_speed(ops)}; }
+MachineSpeed measure_machine(Ops& ops) {
+  return {ops.reads_host_memory() ? read_speed(ops.threads()) : copy_speed(ops), product_speed(ops)};
+}
 
 double operations_per_token(const ModelConfig& config, double keys, bool with_head) {
   double weights = 0;

@@ -7,7 +7,7 @@ namespace rwkvx {
 
 /// What the machine does at its best, to compare a model's speed with. Measured, so other work lowers it.
 struct MachineSpeed {
-  double read_gigabytes_per_second = 0;     ///< memory, all threads reading
+  double read_gigabytes_per_second = 0;     ///< memory, all threads reading; of a GPU, a copy's two sides
   double product_gigaflops_per_second = 0;  ///< a large matrix product of the backend, in its precision
 };
 

@@ -24,7 +24,7 @@ struct TrainingModel::Pass {
 
 namespace {
 
-constexpr int64_t kLogits = int64_t{1} << 23;  // elements in memory at once
+constexpr int64_t kLogits = int64_t{1} << 23;  // elements in memory at once, or more where there is room
 
 /// Reads a real view into double.
 std::vector<double> to_host(Ops& ops, ConstView view) {
@@ -183,7 +183,8 @@ RowScores TrainingModel::head(Pass& pass, ConstView normed, std::span<const floa
   const Matrix& w = parameters_.weights().head;
   const View dw = parameters_.gradients().head;
   const View losses = arena_.take(ops().real(), {R}), hits = arena_.take(ops().real(), {R});
-  const int64_t slice = std::clamp<int64_t>(kLogits / V, 1, R);
+  const int64_t most = std::max<int64_t>(kLogits, ops().pieces().bytes / 64);
+  const int64_t slice = std::clamp<int64_t>(most / V, 1, R);
   const View memory = arena_.take(ops().real(), {slice, V});
   for (int64_t row = 0; row < R; row += slice) {
     const int64_t rows = std::min(slice, R - row);

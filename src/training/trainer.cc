@@ -97,6 +97,7 @@ class Trainer::Impl {
     options.gate.samples = config.gate_rows;
     options.gate.by_weight = config.gate_by == "weights";
     options.activation_bytes = static_cast<uint64_t>(1e9 * config.activation_gb);
+    options.slice_rows = ops->pieces().rows / 4;  // kSliceRows on CPUs; GPUs want longer ones
     if (config.recompute == "on") options.activation_bytes = 0;
     if (config.recompute == "off") options.activation_bytes = UINT64_MAX;
   }
