@@ -85,7 +85,7 @@ TEST(TrainConfig, EveryNumberIsChecked) {
   });
   for (std::string TrainConfig::*choice :
        {&TrainConfig::stage, &TrainConfig::order, &TrainConfig::schedule, &TrainConfig::precision,
-        &TrainConfig::backend, &TrainConfig::recompute, &TrainConfig::longce}) {
+        &TrainConfig::device, &TrainConfig::recompute, &TrainConfig::longce}) {
     TrainConfig config = good();
     config.*choice = "abacus";
     EXPECT_THAT(error_of([&] { resolved(config); }), HasSubstr("abacus"));
@@ -95,6 +95,13 @@ TEST(TrainConfig, EveryNumberIsChecked) {
   pointing.pointing_loss = 0.3;
   EXPECT_THAT(error_of([&] { resolved(pointing); }), HasSubstr("--pointing-loss is for --mixture"));
   EXPECT_THROW(resolved(TrainConfig()), UsageError) << "neither --data nor --chat";
+}
+
+/// Runs from before GPUs have "backend" in their config.json.
+TEST(TrainConfig, ReadsTheDeviceByItsFormerName) {
+  TrainConfig config;
+  read_json(R"({"backend": "reference"})", "config.json", config);
+  EXPECT_EQ(config.device, "reference");
 }
 
 TEST(TrainConfig, LongCe) {
