@@ -36,7 +36,7 @@ TEST_F(UsageTest, HelpOfEverything) {
 TEST_F(UsageTest, CommandsThatRunAModelShareTheirFlags) {
   for (const char* command : {"generate", "chat", "logits", "needle", "bench", "recall"}) {
     const Result help = run_program({command, "--help"});
-    for (const char* flag : {"--chunk-size", "--chunk-top-k", "--precision", "--backend", "--threads", "--kv",
+    for (const char* flag : {"--chunk-size", "--chunk-top-k", "--precision", "--device", "--threads", "--kv",
                              "--kv-dtype", "--select"}) {
       EXPECT_THAT(help.out, HasSubstr(flag)) << command;
     }
@@ -64,7 +64,7 @@ TEST_F(UsageTest, WrongUsageExitsWith2) {
 
 TEST_F(UsageTest, ValuesThatAFlagCannotTake) {
   const std::vector<std::pair<std::string, std::string>> bad{
-      {"--precision", "f64"}, {"--precision", ""},    {"--backend", "abacus"},     {"--threads", "-1"},
+      {"--precision", "f64"}, {"--precision", ""},    {"--device", "abacus"},      {"--threads", "-1"},
       {"--threads", "many"},  {"--chunk-size", "0"},  {"--chunk-size", "-5"},      {"--chunk-size", "2.5"},
       {"--chunk-top-k", "0"}, {"--chunk-top-k", "x"}, {"--chunk-size", "99999999"}};
   for (const auto& [flag, value] : bad) {
