@@ -7,7 +7,7 @@
 namespace rwkvx {
 
 /// Passes every operation on to another backend: the base of backends that watch or change a few of them.
-/// Fused operations are not passed on: made of the others, they show all of them to who watches.
+/// Fused operations and replay() are not passed on: made of the others, they show all of them to who watches.
 class ForwardingOps : public Ops {
  public:
   explicit ForwardingOps(std::shared_ptr<Ops> to) : to_(std::move(to)) {}
@@ -47,11 +47,6 @@ class ForwardingOps : public Ops {
   void download(const void* device, std::span<std::byte> host) override { to_->download(device, host); }
   void copy(const void* from, void* to, size_t bytes) override { to_->copy(from, to, bytes); }
   bool reads_host_memory() const override { return to_->reads_host_memory(); }
-  void replay(uint64_t key, const std::function<void()>& work) override {
-    // Not the other backend's: what is called within may be watched.
-    static_cast<void>(key);
-    work();
-  }
   Pieces pieces() const override { return to_->pieces(); }
   void synchronize() override { to_->synchronize(); }
   TrainingOps& training() override { return to_->training(); }

@@ -24,7 +24,6 @@ __device__ __forceinline__ int byte_of(const uint4& quad, int i) {
 
 struct UnitF32 {
   static constexpr int kElements = 8;
-  static constexpr int kBytes = 32;
   uint4 a, b;
   __device__ __forceinline__ void load(const WeightRow& row, int unit) {
     a = load_quad(row.body + static_cast<int64_t>(unit) * 32);
@@ -40,7 +39,6 @@ struct UnitF32 {
 
 struct UnitBf16 {
   static constexpr int kElements = 8;
-  static constexpr int kBytes = 16;
   uint4 a;
   __device__ __forceinline__ void load(const WeightRow& row, int unit) {
     a = load_quad(row.body + static_cast<int64_t>(unit) * 16);
@@ -58,7 +56,6 @@ struct UnitBf16 {
 
 struct UnitF16 {
   static constexpr int kElements = 8;
-  static constexpr int kBytes = 16;
   uint4 a;
   __device__ __forceinline__ void load(const WeightRow& row, int unit) {
     a = load_quad(row.body + static_cast<int64_t>(unit) * 16);
@@ -77,7 +74,6 @@ struct UnitF16 {
 /// Half a block.
 struct UnitQ8_0 {
   static constexpr int kElements = 16;
-  static constexpr int kBytes = 16;
   uint4 q;
   float d;
   __device__ __forceinline__ void load(const WeightRow& row, int unit) {
@@ -93,7 +89,6 @@ struct UnitQ8_0 {
 
 struct UnitQ4_0 {
   static constexpr int kElements = 32;
-  static constexpr int kBytes = 16;
   uint4 q;
   float d;
   __device__ __forceinline__ void load(const WeightRow& row, int unit) {
@@ -129,7 +124,6 @@ __device__ __forceinline__ float2 sub_scale_and_min(const uint4& header, int s) 
 /// An eighth of a K block: 16 bytes, whose low halves are of one sub-block and whose high halves of the next.
 struct UnitQ4_K {
   static constexpr int kElements = 32;
-  static constexpr int kBytes = 18;  // with its share of the header
   uint4 q;
   float2 low, high;
   __device__ __forceinline__ void load(const WeightRow& row, int unit) {
@@ -154,7 +148,6 @@ struct UnitQ4_K {
 
 struct UnitQ5_K {
   static constexpr int kElements = 32;
-  static constexpr int kBytes = 22;
   uint4 q, bits;
   float2 low, high;
   int first;
@@ -184,7 +177,6 @@ struct UnitQ5_K {
 inline constexpr int kBodyQ6_K = 208;
 struct UnitQ6_K {
   static constexpr int kElements = 32;
-  static constexpr int kBytes = 26;
   uint4 low, high;
   float2 scale;
   int j;

@@ -156,8 +156,9 @@ bool multiply_by_library(Gpu& gpu, const Product& p) {
   }
   if (!aligned(p.a) || !aligned(p.b) || !aligned(p.d)) return false;
   if (!library().found) return false;
-  if (!gpu.library_state()) gpu.library_state() = std::make_shared<Multiplier>(gpu);
-  return static_cast<Multiplier*>(gpu.library_state().get())->multiply(gpu, p);
+  std::shared_ptr<void>& multiplier = gpu.library_state();
+  if (!multiplier) multiplier = std::make_shared<Multiplier>(gpu);
+  return static_cast<Multiplier*>(multiplier.get())->multiply(gpu, p);
 }
 
 }  // namespace rwkvx::cuda
