@@ -21,20 +21,11 @@ __device__ __forceinline__ void load_weights<float>(const float* p, float (&w)[k
 }
 template <>
 __device__ __forceinline__ void load_weights<Bf16>(const Bf16* p, float (&w)[kColumns]) {
-  const uint4 v = load_once(reinterpret_cast<const uint4*>(p));
-  const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) w[2 * i] = low_bf16(words[i]), w[2 * i + 1] = high_bf16(words[i]);
+  unpack8(load_once(reinterpret_cast<const uint4*>(p)), Bf16(), w);
 }
 template <>
 __device__ __forceinline__ void load_weights<Fp16>(const Fp16* p, float (&w)[kColumns]) {
-  const uint4 v = load_once(reinterpret_cast<const uint4*>(p));
-  const uint32_t words[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    w[2 * i] = half_to_float(static_cast<uint16_t>(words[i]));
-    w[2 * i + 1] = half_to_float(static_cast<uint16_t>(words[i] >> 16));
-  }
+  unpack8(load_once(reinterpret_cast<const uint4*>(p)), Fp16(), w);
 }
 
 /// Block x: inputs x · inputs … of row blockIdx.y; sums [R, blocks, out].

@@ -1,6 +1,7 @@
 #include "base/assert.h"
 #include "ops/cuda/kernel.h"
 #include "ops/cuda/kernels.h"
+#include "ops/cuda/time_mix_parts.h"
 #include "ops/cuda/types.h"
 #include "ops/cuda/wkv7_sequences.h"
 
@@ -109,8 +110,7 @@ __global__ void __launch_bounds__(kMostThreads)
 /// A step of the recurrence and what stands around it. Of a head's state [64, 64] a thread has 4 columns of 4
 /// rows: half a warp has whole rows, the block all of them.
 constexpr int kStepThreads = 256;
-constexpr int kLanes = 16;                     // of a row
-constexpr float kDecay = 0.6065306597126334f;  // e^(−1/2)
+constexpr int kLanes = 16;  // of a row
 
 /// The pointers of a Wkv7Step.
 struct StepArguments {
@@ -126,7 +126,6 @@ struct StepShared {
   float4 w[kLanes], kappa[kLanes], b[kLanes], k[kLanes], v[kLanes], y[kLanes];
 };
 
-__device__ __forceinline__ float2 load2(const float* p) { return *reinterpret_cast<const float2*>(p); }
 /// Channels 2 i and 2 i + 1.
 __device__ __forceinline__ void store_pair(float4* to, int i, float x, float y) {
   reinterpret_cast<float2*>(to)[i] = make_float2(x, y);

@@ -40,14 +40,6 @@ __global__ void slope_kernel(const float* dy, const Y* y, Activation activation,
   }
 }
 
-template <typename From, typename To>
-__global__ void convert_rows_kernel(const From* from, int64_t count, To* to) {
-  allow_next_kernel();
-  wait_for_previous_kernel();
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < count) to[i] = from_float<To>(to_float(from[i]));
-}
-
 /// dy ⊙ activation′ in the type of the products.
 const void* slopes(Gpu& gpu, const LinearBackward& call, DType type) {
   if (call.activation == Activation::none && type == DType::f32) return call.dy.data();
@@ -69,8 +61,12 @@ const void* in_type(Gpu& gpu, ConstView x, DType type) {
   if (x.dtype() == type) return x.data();
   RWKVX_ASSERT(x.dtype() == DType::bf16 && type == DType::f32);
   const View to = gpu.scratch().take(type, x.shape());
-  launch(gpu, {blocks_for(x.elements(), 256), 256}, convert_rows_kernel<Bf16, float>, pointer<Bf16>(x),
-         x.elements(), to.as<float>());
+  GpuMatrix rows;
+  rows.type = x.dtype();
+  rows.out = x.dim(0);
+  rows.in = x.dim(1);
+  rows.body = x.data();
+  expand_matrix(gpu, rows, type, 0, to.data());
   return to.data();
 }
 

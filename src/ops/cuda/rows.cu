@@ -2,7 +2,7 @@
 #include "ops/cuda/kernel.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/types.h"
-#include "tensor/blocks.h"
+#include "ops/cuda/weight_units.h"
 
 namespace rwkvx::cuda {
 namespace {
@@ -75,12 +75,6 @@ __global__ void __launch_bounds__(kThreads)
 __device__ __forceinline__ float half_at(const uint8_t* p) {
   return half_to_float(static_cast<uint16_t>(p[0] | p[1] << 8));
 }
-/// Scale and minimum s of the 12 bytes of a K block, as SubScales.
-__device__ __forceinline__ int2 scale_and_min(const uint8_t* bytes, int s) {
-  if (s < 4) return make_int2(bytes[s] & 63, bytes[s + 4] & 63);
-  return make_int2((bytes[s + 4] & 15) | (bytes[s - 4] >> 6 << 4), bytes[s + 4] >> 4 | (bytes[s] >> 6 << 4));
-}
-
 /// Element `at` of a row as it lies in a file.
 __device__ float stored_value(const uint8_t* row, DType type, int at) {
   switch (type) {
@@ -103,7 +97,7 @@ __device__ float stored_value(const uint8_t* row, DType type, int at) {
       const bool five = type == DType::q5_k;
       const uint8_t* b = row + at / 256 * static_cast<int>(five ? sizeof(BlockQ5_K) : sizeof(BlockQ4_K));
       const int k = at % 256, s = k / 32, i = k % 32;
-      const int2 sub = scale_and_min(b + 4, s);
+      const int2 sub = scale_and_min([&](int n) -> int { return b[4 + n]; }, s);
       int q = b[(five ? 48 : 16) + s / 2 * 32 + i] >> s % 2 * 4 & 15;
       if (five) q |= (b[16 + i] >> s & 1) << 4;
       return half_at(b) * static_cast<float>(sub.x) * static_cast<float>(q) -

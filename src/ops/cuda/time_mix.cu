@@ -1,5 +1,6 @@
 #include "ops/cuda/kernel.h"
 #include "ops/cuda/kernels.h"
+#include "ops/cuda/time_mix_parts.h"
 #include "ops/cuda/types.h"
 
 /// What stands around the WKV-7 recurrence: one warp for each row and head, two channels for each lane.
@@ -8,12 +9,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__device__ __forceinline__ float2 load2(const float* p) { return *reinterpret_cast<const float2*>(p); }
-__device__ __forceinline__ void store2(float* p, float2 v) { *reinterpret_cast<float2*>(p) = v; }
-__device__ __forceinline__ void store2(Bf16* p, float2 v) {
-  *reinterpret_cast<uint32_t*>(p) = pack_bf16(v.x, v.y);
-}
-
 /// The pointers of a Wkv7Operands.
 struct Operands {
   const float *decay, *rate, *value_gate, *k, *v, *v_first;
@@ -21,8 +16,6 @@ struct Operands {
   float *w, *k_out, *v_out, *a, *b;
   const uint8_t* reset;
 };
-
-constexpr float kDecay = 0.6065306597126334f;  // e^(−1/2)
 
 __global__ void __launch_bounds__(kThreads)
     operands_kernel(const __grid_constant__ Operands op, int64_t items, int heads) {

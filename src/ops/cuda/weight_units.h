@@ -1,5 +1,6 @@
 #pragma once
 
+#include "ops/cuda/activation.h"
 #include "ops/cuda/kernel.h"
 #include "ops/cuda/matrix.h"
 #include "tensor/blocks.h"
@@ -44,14 +45,7 @@ struct UnitBf16 {
     a = load_quad(row.body + static_cast<int64_t>(unit) * 16);
   }
   __device__ __forceinline__ static int at(int unit, int) { return unit * 8; }
-  __device__ __forceinline__ void group(int, float (&w)[8]) const {
-    const uint32_t words[4] = {a.x, a.y, a.z, a.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      w[2 * i] = low_bf16(words[i]);
-      w[2 * i + 1] = high_bf16(words[i]);
-    }
-  }
+  __device__ __forceinline__ void group(int, float (&w)[8]) const { unpack8(a, Bf16(), w); }
 };
 
 struct UnitF16 {
@@ -61,14 +55,7 @@ struct UnitF16 {
     a = load_quad(row.body + static_cast<int64_t>(unit) * 16);
   }
   __device__ __forceinline__ static int at(int unit, int) { return unit * 8; }
-  __device__ __forceinline__ void group(int, float (&w)[8]) const {
-    const uint32_t words[4] = {a.x, a.y, a.z, a.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      w[2 * i] = half_to_float(static_cast<uint16_t>(words[i]));
-      w[2 * i + 1] = half_to_float(static_cast<uint16_t>(words[i] >> 16));
-    }
-  }
+  __device__ __forceinline__ void group(int, float (&w)[8]) const { unpack8(a, Fp16(), w); }
 };
 
 /// Half a block.
@@ -106,19 +93,16 @@ struct UnitQ4_0 {
 };
 
 /// Scale and minimum s of the 12 bytes of a K block, as SubScales.
+template <typename Byte>
+__device__ __forceinline__ int2 scale_and_min(const Byte& byte, int s) {
+  if (s < 4) return make_int2(byte(s) & 63, byte(s + 4) & 63);
+  return make_int2((byte(s + 4) & 15) | (byte(s - 4) >> 6 << 4), byte(s + 4) >> 4 | (byte(s) >> 6 << 4));
+}
 __device__ __forceinline__ float2 sub_scale_and_min(const uint4& header, int s) {
-  const auto byte = [&](int i) { return byte_of(header, 4 + i); };
   const float d = half_to_float(static_cast<uint16_t>(header.x)),
               d_min = half_to_float(static_cast<uint16_t>(header.x >> 16));
-  int scale, least;
-  if (s < 4) {
-    scale = byte(s) & 63;
-    least = byte(s + 4) & 63;
-  } else {
-    scale = (byte(s + 4) & 15) | (byte(s - 4) >> 6 << 4);
-    least = byte(s + 4) >> 4 | (byte(s) >> 6 << 4);
-  }
-  return make_float2(d * static_cast<float>(scale), d_min * static_cast<float>(least));
+  const int2 sub = scale_and_min([&](int i) { return byte_of(header, 4 + i); }, s);
+  return make_float2(d * static_cast<float>(sub.x), d_min * static_cast<float>(sub.y));
 }
 
 /// An eighth of a K block: 16 bytes, whose low halves are of one sub-block and whose high halves of the next.

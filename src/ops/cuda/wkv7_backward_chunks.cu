@@ -324,20 +324,6 @@ __device__ __forceinline__ void load_values(TokenColumns& dv, const float* from,
     }
   }
 }
-__device__ __forceinline__ void store_values(const TokenColumns& dv, float* to, int stride, int tokens,
-                                             int t) {
-#pragma unroll
-  for (int n = 0; n < kTokenTiles; ++n) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int token = 8 * n + 2 * t + i;
-      if (token >= tokens) continue;
-      float* const at = to + static_cast<int64_t>(token) * stride;
-      at[0] = dv[n][i];
-      at[8] = dv[n][i + 2];
-    }
-  }
-}
 
 /// Blocks: heads (x), segments (y), sequences (z), each from its last chunk to its first. The gradient of the
 /// state behind a segment lies in the place of Q if there are several.
@@ -460,7 +446,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       store_transposed(solved, c.z, first_row, g, t);
       add_times_transposed_scores<false>(dv, y, c.rk, g, t);
       add_times_transposed_scores<true>(dv, solved, c.ak, g, t);
-      store_values(dv, dv_at, stride, tokens, t);
+      store_tokens(dv, dv_at, stride, tokens, t);
     }
     __syncthreads();
     half_of_scores(warp % 4 < 2 ? c.z : o.x.dy, warp % 2 == 0 ? c.u : o.v, warp >= 4,

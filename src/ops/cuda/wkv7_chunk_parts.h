@@ -129,6 +129,22 @@ __device__ __forceinline__ void add_tokens_times_rows(StateRows& sum, const uint
   }
 }
 
+/// x [16, t], transposed. `to`: of the first token and this lane's row g.
+__device__ __forceinline__ void store_tokens(const TokenColumns& x, float* to, int stride, int tokens,
+                                             int t) {
+#pragma unroll
+  for (int n = 0; n < kTokenTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int token = 8 * n + 2 * t + i;
+      if (token >= tokens) continue;
+      float* const at = to + static_cast<int64_t>(token) * stride;
+      at[0] = x[n][i];
+      at[8] = x[n][i + 2];
+    }
+  }
+}
+
 /// Columns first … first + 15 of rows as the operand [16, t]. `kRounded`: they are.
 template <bool kRounded>
 __device__ __forceinline__ void transposed_rows(const Rows& rows, int first, int g, int t,

@@ -120,21 +120,6 @@ __device__ void step_through(const Shared<kMaps>& c, StateRows& s, int first_row
   }
 }
 
-/// y [16, t], transposed. `to`: of the first token and this lane's row g.
-__device__ __forceinline__ void store_outputs(const TokenColumns& y, float* to, int stride, int tokens,
-                                              int t) {
-#pragma unroll
-  for (int n = 0; n < kTokenTiles; ++n) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int token = 8 * n + 2 * t + i;
-      if (token >= tokens) continue;
-      to[static_cast<int64_t>(token) * stride] = y[n][i];
-      to[static_cast<int64_t>(token) * stride + 8] = y[n][i + 2];
-    }
-  }
-}
-
 /// Blocks: heads (x), segments (y), sequences (z). With kMaps, each finds its segment's P and Q; otherwise
 /// outputs, from the state before the segment, which lies in the place of Q if there are several.
 template <bool kMaps>
@@ -249,7 +234,7 @@ __global__ void __launch_bounds__(kThreadsOf<kMaps>, kMaps ? 2 : 3)
     solve(x, c.ab, g, t, u);
     if constexpr (!kMaps) {
       add_times_scores<true>(out, u, c.rb, g, t);
-      store_outputs(out, y_at, stride, tokens, t);
+      store_tokens(out, y_at, stride, tokens, t);
     }
     add_tokens_times_rows(s, u, c.b, g, t);
     scale_columns(s, c.from_middle, t);
