@@ -42,13 +42,25 @@ void rwkv_block(Ops& ops, const RwkvBlockWeights& w, const Batch& batch, const R
               keep ? &keep->second : nullptr);
 }
 
-void sparse_block(Ops& ops, const SparseBlockWeights& w, const Batch& batch, std::span<KvStore* const> stores,
-                  std::span<void* const> channel_shift, int64_t top_k, View x, Arena& arena) {
-  const View attention_input = arena.take(ops.active(), x.shape());
-  ops.layer_norm(x, w.ln1.gain, w.ln1.bias, kNormEps, attention_input);
-  sparse_attention(ops, w.att, batch, stores, top_k, attention_input, x, arena);
+void before_reading(Ops& ops, const SparseBlockWeights& w, View x, const AttentionRows& rows, Arena& arena) {
+  const View input = arena.take(ops.active(), x.shape());
+  ops.layer_norm(x, w.ln1.gain, w.ln1.bias, kNormEps, input);
+  attention_inputs(ops, w.att, input, rows);
+}
+
+void behind_reading(Ops& ops, const SparseBlockWeights& w, const Batch& batch,
+                    std::span<void* const> channel_shift, const AttentionRows& rows, View x, Arena& arena) {
+  attention_output(ops, w.att, rows, x);
   const View normed = arena.take(ops.real(), x.shape());
   second_half(ops, w.ln2, w.ffn, batch, channel_shift, normed, x, arena);
+}
+
+void sparse_block(Ops& ops, const SparseBlockWeights& w, const Batch& batch, std::span<KvStore* const> stores,
+                  std::span<void* const> channel_shift, int64_t top_k, View x, Arena& arena) {
+  const AttentionRows rows = attention_rows(ops, x.dim(0), x.dim(1), arena);
+  before_reading(ops, w, x, rows, arena);
+  attention_read(ops, batch, stores, top_k, rows);
+  behind_reading(ops, w, batch, channel_shift, rows, x, arena);
 }
 
 void second_half_backward(Ops& ops, const SparseBlockWeights& w, const SparseBlockGradients& dw,

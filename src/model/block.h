@@ -37,6 +37,10 @@ void rwkv_block(Ops& ops, const RwkvBlockWeights& w, const Batch& batch, const R
 /// x += attention(ln1(x)); x += channel_mix(ln2(x)). channel_shift: [C] for each sequence.
 void sparse_block(Ops& ops, const SparseBlockWeights& w, const Batch& batch, std::span<KvStore* const> stores,
                   std::span<void* const> channel_shift, int64_t top_k, View x, Arena& arena);
+/// What of it comes before attention_read(), and behind it.
+void before_reading(Ops& ops, const SparseBlockWeights& w, View x, const AttentionRows& rows, Arena& arena);
+void behind_reading(Ops& ops, const SparseBlockWeights& w, const Batch& batch,
+                    std::span<void* const> channel_shift, const AttentionRows& rows, View x, Arena& arena);
 
 /// The second half alone. An empty x as in rwkv_block(). `normed` [R, C] real is room for ln2's output, which
 /// keep->ffn refers to.

@@ -36,24 +36,78 @@ Model::Model(std::shared_ptr<const Checkpoint> checkpoint, std::shared_ptr<Ops> 
   }
 }
 
-void Model::run_block(const BlockRef& block, const Batch& batch, std::span<const SequenceInput> inputs,
-                      View v_first, View x, Arena& arena) const {
-  const Arena::Scope scope(arena);
+std::vector<KvStore*> Model::stores(const BlockRef& block, const Pass& pass) const {
+  return for_sequences<KvStore*>(pass.inputs, [&](State& s) { return &s.kv(block.index); });
+}
+
+std::vector<void*> Model::shifts(const BlockRef& block, const Pass& pass) const {
+  return for_sequences<void*>(pass.inputs, [&](State& s) { return s.sparse_channel_shift(block.index); });
+}
+
+int64_t Model::top_k() const {
+  return kv_.selection == Selection::full ? std::numeric_limits<int32_t>::max() : config().top_k;
+}
+
+void Model::run_block(const BlockRef& block, const Pass& pass) const {
+  const Arena::Scope scope(pass.arena);
   const auto at = static_cast<size_t>(block.index);
   if (block.sparse) {
-    const auto stores = for_sequences<KvStore*>(inputs, [&](State& s) { return &s.kv(block.index); });
-    const auto shift =
-        for_sequences<void*>(inputs, [&](State& s) { return s.sparse_channel_shift(block.index); });
-    const int64_t top_k =
-        kv_.selection == Selection::full ? std::numeric_limits<int32_t>::max() : config().top_k;
-    return sparse_block(*ops_, weights_.weights().sparse[at], batch, stores, shift, top_k, x, arena);
+    return sparse_block(*ops_, weights_.weights().sparse[at], pass.batch, stores(block, pass),
+                        shifts(block, pass), top_k(), pass.x, pass.arena);
   }
-  const auto time_shift = for_sequences<void*>(inputs, [&](State& s) { return s.time_shift(block.index); });
-  const auto wkv = for_sequences<void*>(inputs, [&](State& s) { return s.wkv(block.index); });
-  const auto channel_shift =
-      for_sequences<void*>(inputs, [&](State& s) { return s.channel_shift(block.index); });
-  rwkv_block(*ops_, weights_.weights().blocks[at], batch, {time_shift, wkv, channel_shift}, block.index == 0,
-             v_first, x, arena);
+  const auto of_sequences = [&](auto of) { return for_sequences<void*>(pass.inputs, of); };
+  const auto time_shift = of_sequences([&](State& s) { return s.time_shift(block.index); });
+  const auto wkv = of_sequences([&](State& s) { return s.wkv(block.index); });
+  const auto channel_shift = of_sequences([&](State& s) { return s.channel_shift(block.index); });
+  rwkv_block(*ops_, weights_.weights().blocks[at], pass.batch, {time_shift, wkv, channel_shift},
+             block.index == 0, pass.v_first, pass.x, pass.arena);
+}
+
+void Model::run_steps(const Pass& pass) const {
+  const AttentionRows rows =
+      attention_rows(*ops_, pass.batch.rows(), config().channels, pass.arena);
+  for (size_t i = 0, end = 0;; i = end++) {
+    while (end < order_.size() && !order_[end].sparse) ++end;
+    replay(i, end, pass, rows);
+    if (end == order_.size()) return;
+    attention_read(*ops_, pass.batch, stores(order_[end], pass), top_k(), rows);
+  }
+}
+
+/// Blocks order[first] … order[last − 1], of which the first may be sparse and has been read for; then what
+/// the sparse block order[last] reads with, or the head.
+void Model::replay(size_t first, size_t last, const Pass& pass, const AttentionRows& rows) const {
+  const auto sparse = [&](size_t i) -> const SparseBlockWeights& {
+    return weights_.weights().sparse[static_cast<size_t>(order_[i].index)];
+  };
+  const auto work = [&] {
+    for (size_t i = first; i < last; ++i) {
+      if (!order_[i].sparse) {
+        run_block(order_[i], pass);
+        continue;
+      }
+      const Arena::Scope scope(pass.arena);
+      behind_reading(*ops_, sparse(i), pass.batch, shifts(order_[i], pass), rows, pass.x, pass.arena);
+    }
+    if (last == order_.size()) return head(pass);
+    const Arena::Scope scope(pass.arena);
+    before_reading(*ops_, sparse(last), pass.x, rows, pass.arena);
+  };
+  // All memory that this touches follows from these.
+  Hash64 hash;
+  const auto add = [&](const auto& value) { hash.update(std::as_bytes(std::span(&value, 1))); };
+  add(id_);
+  add(first);
+  add(last);
+  add(pass.which);
+  add(pass.batch.rows());
+  const Arena::Scope scope(pass.arena);
+  for (const void* memory : {pass.x.data(), pass.v_first.data(), pass.logits.data(), rows.q.data(),
+                             pass.arena.take(DType::u8, {0}).data()}) {
+    add(memory);
+  }
+  for (const SequenceInput& input : pass.inputs) add(input.state->time_shift(0));
+  ops_->replay(hash.digest(), work);
 }
 
 void Model::forward(std::span<const SequenceInput> inputs, LogitsOf which, View logits, Arena& arena) const {
@@ -81,44 +135,19 @@ void Model::forward(std::span<const SequenceInput> inputs, LogitsOf which, View 
   const View x = arena.take(ops_->real(), {R, C}), v_first = arena.take(ops_->real(), {R, C});
   ops_->embed(tokens, w.embedding, x);
   ops_->layer_norm(x, w.ln0.gain, w.ln0.bias, kNormEps, x);
-  for (size_t i = 0; i < order_.size();) {
-    if (order_[i].sparse) {
-      run_block(order_[i++], batch, inputs, v_first, x, arena);
-      continue;
-    }
-    size_t end = i;
-    while (end < order_.size() && !order_[end].sparse) ++end;
-    const bool to_head = end == order_.size() && which != LogitsOf::none;
-    run_recurrent(i, end, batch, inputs, v_first, x, which, to_head ? logits : View(), arena);
-    i = end;
+  const Pass pass{batch, inputs, v_first, x, which, logits, arena};
+  if (batch.rows() == batch.sequences()) {
+    run_steps(pass);
+  } else {
+    for (const BlockRef& block : order_) run_block(block, pass);
+    head(pass);
   }
   for (const SequenceInput& input : inputs) input.state->advance(static_cast<int64_t>(input.tokens.size()));
-  if (which != LogitsOf::none && order_.back().sparse) head(batch, which, x, logits, arena);
 }
 
-void Model::run_recurrent(size_t first, size_t last, const Batch& batch,
-                          std::span<const SequenceInput> inputs, View v_first, View x, LogitsOf which,
-                          View logits, Arena& arena) const {
-  const auto work = [&] {
-    for (size_t i = first; i < last; ++i) run_block(order_[i], batch, inputs, v_first, x, arena);
-    if (logits) head(batch, which, x, logits, arena);
-  };
-  if (batch.rows() != batch.sequences()) return work();
-  // All memory that these blocks touch follows from these.
-  Hash64 hash;
-  const auto add = [&](const auto& value) { hash.update(std::as_bytes(std::span(&value, 1))); };
-  add(id_);
-  add(first);
-  add(which);
-  add(batch.rows());
-  const Arena::Scope scope(arena);
-  for (const void* memory : {x.data(), v_first.data(), logits.data(), arena.take(DType::u8, {0}).data()})
-    add(memory);
-  for (const SequenceInput& input : inputs) add(input.state->time_shift(0));
-  ops_->replay(hash.digest(), work);
-}
-
-void Model::head(const Batch& batch, LogitsOf which, View x, View logits, Arena& arena) const {
+void Model::head(const Pass& pass) const {
+  const auto& [batch, inputs, v_first, x, which, logits, arena] = pass;
+  if (which == LogitsOf::none) return;
   const Arena::Scope scope(arena);
   const Weights& w = weights_.weights();
   View last = x;

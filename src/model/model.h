@@ -18,6 +18,8 @@ struct SequenceInput {
 
 enum class LogitsOf { none, last, all };
 
+struct AttentionRows;
+
 /// An RWKV-7 or RWKV-X model on one backend. Immutable: states and work space belong to the caller, so that
 /// one model serves many sequences. Calls on one Ops instance must not overlap.
 class Model {
@@ -40,15 +42,26 @@ class Model {
   void forward(std::span<const SequenceInput> inputs, LogitsOf which, View logits, Arena& arena) const;
 
  private:
-  void run_block(const BlockRef& block, const Batch& batch, std::span<const SequenceInput> inputs,
-                 View v_first, View x, Arena& arena) const;
+  /// What all blocks of a forward pass work on.
+  struct Pass {
+    const Batch& batch;
+    std::span<const SequenceInput> inputs;
+    View v_first, x;  // [R, C] real
+    LogitsOf which;
+    View logits;
+    Arena& arena;
+  };
+  void run_block(const BlockRef& block, const Pass& pass) const;
+  /// The same for a pass of one row for each sequence: all work between two attentions is the same for every
+  /// token, and done as a whole.
+  void run_steps(const Pass& pass) const;
+  void replay(size_t first, size_t last, const Pass& pass, const AttentionRows& rows) const;
+  std::vector<KvStore*> stores(const BlockRef& block, const Pass& pass) const;
+  std::vector<void*> shifts(const BlockRef& block, const Pass& pass) const;  // a sparse block's
+  int64_t top_k() const;
 
   /// What follows the blocks, for the rows whose logits are wanted.
-  void head(const Batch& batch, LogitsOf which, View x, View logits, Arena& arena) const;
-  /// Blocks order[first] … order[last − 1], recurrent all, and the head behind them if `logits`; decoding
-  /// does the same each time.
-  void run_recurrent(size_t first, size_t last, const Batch& batch, std::span<const SequenceInput> inputs,
-                     View v_first, View x, LogitsOf which, View logits, Arena& arena) const;
+  void head(const Pass& pass) const;
 
   std::shared_ptr<Ops> ops_;
   const uint64_t id_;  // of this model among all of the process

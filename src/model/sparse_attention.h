@@ -8,12 +8,21 @@
 
 namespace rwkvx {
 
-/// residual += W_output · top-k chunk attention(x). x [R, C] active is the block's ln1 output; stores: one
-/// for each sequence, extended by its rows. The same function serves training, prefill and decode.
+/// What the parts of sparse attention hand on, [R, C]: `read` is what was read from the chunks.
+struct AttentionRows {
+  View q, k, v;  // real
+  View read;     // active
+};
+AttentionRows attention_rows(Ops& ops, int64_t rows, int64_t channels, Arena& arena);
+
+/// Top-k chunk attention in three parts, of which the second depends on how long the sequences are: the
+/// projections of x [R, C] active, the block's ln1 output; reading, with a store for each sequence, which is
+/// extended by its rows; residual += W_output · read. The same functions serve prefill and decode.
 /// docs/math/sparse_attention.md.
-void sparse_attention(Ops& ops, const AttentionWeights& w, const Batch& batch,
-                      std::span<KvStore* const> stores, int64_t top_k, ConstView x, View residual,
-                      Arena& arena);
+void attention_inputs(Ops& ops, const AttentionWeights& w, ConstView x, const AttentionRows& rows);
+void attention_read(Ops& ops, const Batch& batch, std::span<KvStore* const> stores, int64_t top_k,
+                    const AttentionRows& rows);
+void attention_output(Ops& ops, const AttentionWeights& w, const AttentionRows& rows, View residual);
 
 /// What the backward needs of a forward pass. Keys and values lie in memory of the pass's arena.
 struct AttentionKept {

@@ -1,6 +1,7 @@
 #include "model/tensor_file.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -75,8 +76,17 @@ void TensorFile::convert(const std::string& name, DType dtype) {
   tensor.bytes.assign(converted.view().raw().begin(), converted.view().raw().end());
 }
 
-TensorFile small_model(int64_t layers, int64_t sparse_blocks, DType dtype) {
-  constexpr int64_t C = 64, V = 256, F = 96;
+namespace {
+
+struct SmallSizes {
+  int64_t C, V, F;
+  std::array<int64_t, 4> ranks;  // w, a, v, g
+};
+
+TensorFile model_of(const SmallSizes& sizes, int64_t layers, int64_t sparse_blocks, DType dtype) {
+  const auto& [C, V, F, ranks] = sizes;
+  // Sums of more terms stay as large.
+  const double narrower = std::sqrt(64.0 / static_cast<double>(C));
   TensorFile file;
   std::mt19937_64 random(static_cast<uint64_t>(layers * 10 + sparse_blocks));
   const auto add = [&](const std::string& name, Shape shape, float middle, double spread) {
@@ -95,12 +105,12 @@ TensorFile small_model(int64_t layers, int64_t sparse_blocks, DType dtype) {
   };
   const auto channel_mix = [&](const std::string& p) {
     add(p + "x_k", {1, 1, C}, 0.5f, 0.5);
-    add(p + "key.weight", {F, C}, 0, 0.2);
-    add(p + "value.weight", {C, F}, 0, 0.1);
+    add(p + "key.weight", {F, C}, 0, 0.2 * narrower);
+    add(p + "value.weight", {C, F}, 0, 0.1 * narrower);
   };
   const auto projections = [&](const std::string& p) {
     for (const char* name : {"receptance", "key", "value", "output"})
-      add(p + name + ".weight", {C, C}, 0, 0.2);
+      add(p + name + ".weight", {C, C}, 0, 0.2 * narrower);
   };
   const std::string prefix = sparse_blocks > 0 ? "rwkv." : "";
   if (sparse_blocks > 0)
@@ -113,17 +123,17 @@ TensorFile small_model(int64_t layers, int64_t sparse_blocks, DType dtype) {
     norm(b + "ln2");
     for (const char* x : {"x_r", "x_w", "x_k", "x_v", "x_a", "x_g"}) add(a + x, {1, 1, C}, 0.5f, 0.5);
     const auto low_rank = [&](const std::string& letter, int64_t rank, bool offset) {
-      add(a + letter + "1", {C, rank}, 0, 0.2);
+      add(a + letter + "1", {C, rank}, 0, 0.2 * narrower);
       add(a + letter + "2", {rank, C}, 0, 0.4);
       if (offset) add(a + letter + "0", {1, 1, C}, 0, 0.5);
     };
-    low_rank("w", 4, true);
-    low_rank("a", 6, true);
-    if (i > 0) low_rank("v", 3, true);
-    low_rank("g", 10, false);
+    low_rank("w", ranks[0], true);
+    low_rank("a", ranks[1], true);
+    if (i > 0) low_rank("v", ranks[2], true);
+    low_rank("g", ranks[3], false);
     add(a + "k_k", {1, 1, C}, 0.85f, 0.1);
     add(a + "k_a", {1, 1, C}, 1, 0.1);
-    add(a + "r_k", {1, 64}, 0, 0.1);
+    add(a + "r_k", {C / 64, 64}, 0, 0.1);
     projections(a);
     norm(a + "ln_x");
     channel_mix(b + "ffn.");
@@ -136,8 +146,18 @@ TensorFile small_model(int64_t layers, int64_t sparse_blocks, DType dtype) {
     channel_mix(b + "ffn.");
   }
   norm(prefix + "ln_out");
-  add(prefix + "head.weight", {V, C}, 0, 0.3);
+  add(prefix + "head.weight", {V, C}, 0, 0.3 * narrower);
   return file;
+}
+
+}  // namespace
+
+TensorFile small_model(int64_t layers, int64_t sparse_blocks, DType dtype) {
+  return model_of({64, 256, 96, {4, 6, 3, 10}}, layers, sparse_blocks, dtype);
+}
+
+TensorFile wide_model(int64_t channels, int64_t layers, int64_t sparse_blocks) {
+  return model_of({channels, 256, 4 * channels, {16, 24, 8, 40}}, layers, sparse_blocks, DType::f32);
 }
 
 TensorFile as_fla(const TensorFile& rwkv, bool fused) {

@@ -72,6 +72,7 @@ Cases chunk_attention_cases(Precision precision) {
   add(2, 16, 1, {0, 40}, {60});    // the own chunk only
   add(2, 16, 50, {0, 40}, {100});  // all there are
   add(3, 16, 3, {0, 1, 2, 40, 47}, {65, 1, 70, 50});
+  add(2, 16, 3, {0, 60, 61, 130}, {90, 1, 200});  // several sequences, enough rows for the ways of many
   add(12, 64, 4, {0, 1, 2}, {300, 64});
   for (const int64_t part : {1, 4, 8}) {
     for (const int64_t rows : {1, 3, 20, 40}) {

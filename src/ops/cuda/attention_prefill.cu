@@ -12,63 +12,111 @@ using flash::kQueries;
 /// What the kernels for a slice of heads pass on.
 struct Slice {
   int32_t first_head, heads;
-  int32_t chunks;       // of all pieces
-  int32_t* counts;      // [heads, chunks]: rows that see a chunk
-  int32_t* next;        // [heads, chunks]: where the next entry goes
-  int32_t* entries;     // row · top + slot, list after list
-  int4* tiles;          // list, first entry, entries
-  int32_t* tile_count;  // [1]
-  float* parts;         // [R, heads, top, N]: attention to one chosen chunk
-  float* part_logs;     // [R, heads, top]
+  int32_t chunks;        // of all pieces: the lists of a head
+  int32_t choices;       // rows · top: the most entries of a head
+  int32_t most_tiles;    // of a head
+  int32_t* lists;        // [heads, chunks]: rows that see a chunk; then where its list's next entry goes
+  int32_t* entries;      // [heads, choices]: row · top + slot, list after list
+  int4* tiles;           // [heads, most_tiles]: list, first entry, entries
+  int32_t* tile_counts;  // [heads]
+  float* parts;          // [R, heads, top, N]: attention to one chosen chunk
+  float* part_logs;      // [R, heads, top]
 };
 
 constexpr int kListThreads = 256;
+constexpr int kThreadChoices = 16;
+constexpr int kBlockChoices = kListThreads * kThreadChoices;
+constexpr int kBlockLists = kBlockChoices;  // counted in shared memory; in more lists few choices meet
+constexpr int kPlanThreads = 512;
 constexpr bool kHopperWay = true;  // where it can be had
 
-/// Calls each(list, row · top + slot) for what this thread's row, head and slot chose.
-template <typename Each>
-__device__ __forceinline__ void for_choice(const Pieces& pieces, const Attend& a, const Slice& slice,
-                                           int64_t rows, const Each& each) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kListThreads + threadIdx.x;
-  if (i >= rows * slice.heads * a.top) return;
-  const auto slot = static_cast<int32_t>(i % a.top);
-  const auto head = static_cast<int32_t>(i / a.top % slice.heads);
-  const int64_t row = i / a.top / slice.heads;
-  const Piece& piece = piece_of_row(pieces, row);
-  if (piece.dense != 0) return;
-  const int32_t chunk = a.chosen[(row * a.heads + slice.first_head + head) * a.stride + slot];
-  if (chunk >= 0) {
-    each(head * slice.chunks + piece.lists + chunk, static_cast<int32_t>(row) * a.top + slot);
+/// Counts the entries of every list, or writes them where plan_kernel said. A block takes some rows of one
+/// head and adds to each list's number in global memory once, because every row would have to wait there. The
+/// order within a list is that of chance; no result depends on it.
+template <bool kWrite>
+__global__ void __launch_bounds__(kListThreads, 4)
+    list_kernel(const __grid_constant__ Pieces pieces, Attend a, Slice slice) {
+  __shared__ int32_t counts[kBlockLists];
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  const auto block = static_cast<int32_t>(blockIdx.x), thread = static_cast<int32_t>(threadIdx.x);
+  const int32_t head = block % slice.heads;  // neighbours read the same sectors of a.chosen
+  const int32_t first = block / slice.heads * kBlockChoices;
+  const int32_t end = min(first + kBlockChoices, slice.choices);
+  const auto top = static_cast<uint32_t>(a.top);
+  const auto piece_of = [&](int32_t choice, int s) {  // that of an earlier choice
+    while (s + 1 < pieces.count && choice >= (pieces.of[s + 1].row - pieces.first_row()) * a.top) ++s;
+    return s;
+  };
+  int s = piece_of(first, 0);
+  const int last = piece_of(end - 1, s);
+  const int32_t first_list = pieces.of[s].lists;
+  const int32_t lists = (last + 1 < pieces.count ? pieces.of[last + 1].lists : slice.chunks) - first_list;
+  int32_t* const all_counts = slice.lists + static_cast<int64_t>(head) * slice.chunks + first_list;
+
+  int32_t list[kThreadChoices], place[kThreadChoices] = {};
+#pragma unroll
+  for (int k = 0; k < kThreadChoices; ++k) {
+    const int32_t i = first + k * kListThreads + thread;
+    const uint32_t row = static_cast<uint32_t>(i) / top, slot = static_cast<uint32_t>(i) % top;
+    const int64_t row_and_head = static_cast<int64_t>(row) * a.heads + slice.first_head + head;
+    list[k] = i < end ? a.chosen[row_and_head * a.stride + slot] : -1;
+  }
+#pragma unroll
+  for (int k = 0; k < kThreadChoices; ++k) {
+    s = piece_of(min(first + k * kListThreads + thread, end - 1), s);
+    if (pieces.of[s].dense != 0) list[k] = -1;
+    if (list[k] >= 0) list[k] += pieces.of[s].lists - first_list;
+  }
+
+  if (lists <= kBlockLists) {
+    for (int32_t i = thread; i < lists; i += kListThreads) counts[i] = 0;
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < kThreadChoices; ++k) {
+      if (list[k] >= 0) place[k] = atomicAdd(counts + list[k], 1);
+    }
+    __syncthreads();
+    for (int32_t i = thread; i < lists; i += kListThreads) {
+      if (counts[i] == 0) continue;
+      const int32_t before = atomicAdd(all_counts + i, counts[i]);
+      if constexpr (kWrite) counts[i] = before;
+    }
+    if constexpr (kWrite) {
+      __syncthreads();
+#pragma unroll
+      for (int k = 0; k < kThreadChoices; ++k) {
+        if (list[k] >= 0) place[k] += counts[list[k]];
+      }
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < kThreadChoices; ++k) {
+      if (list[k] >= 0) place[k] = atomicAdd(all_counts + list[k], 1);
+    }
+  }
+  if constexpr (kWrite) {
+#pragma unroll
+    for (int k = 0; k < kThreadChoices; ++k) {
+      if (list[k] >= 0) slice.entries[place[k]] = first + k * kListThreads + thread;
+    }
   }
 }
 
-__global__ void __launch_bounds__(kListThreads)
-    count_kernel(const __grid_constant__ Pieces pieces, Attend a, Slice slice, int64_t rows) {
-  allow_next_kernel();
-  wait_for_previous_kernel();
-  for_choice(pieces, a, slice, rows, [&](int32_t list, int32_t) { atomicAdd(slice.counts + list, 1); });
-}
-
-/// The order within a list is that of chance; no result depends on it.
-__global__ void __launch_bounds__(kListThreads)
-    scatter_kernel(const __grid_constant__ Pieces pieces, Attend a, Slice slice, int64_t rows) {
-  allow_next_kernel();
-  wait_for_previous_kernel();
-  for_choice(pieces, a, slice, rows,
-             [&](int32_t list, int32_t entry) { slice.entries[atomicAdd(slice.next + list, 1)] = entry; });
-}
-
-/// Cuts the lists into tiles of queries. A single block.
-__global__ void __launch_bounds__(1024) plan_kernel(Slice slice) {
-  __shared__ int32_t warp_entries[32], warp_tiles[32];
+/// Cuts the lists into tiles of queries. A block for each head.
+__global__ void __launch_bounds__(kPlanThreads) plan_kernel(Slice slice) {
+  constexpr unsigned kWarps = kPlanThreads / 32;
+  __shared__ int32_t warp_entries[kWarps], warp_tiles[kWarps];
   allow_next_kernel();
   wait_for_previous_kernel();
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int32_t lists = slice.heads * slice.chunks;
-  int32_t entries_before = 0, tiles_before = 0;
-  for (int32_t base = 0; base < lists; base += 1024) {
+  const auto head = static_cast<int32_t>(blockIdx.x);
+  int32_t* const lists = slice.lists + static_cast<int64_t>(head) * slice.chunks;
+  int4* const all_tiles = slice.tiles + static_cast<int64_t>(head) * slice.most_tiles;
+  int32_t entries_before = head * slice.choices, tiles_before = 0;
+  for (int32_t base = 0; base < slice.chunks; base += kPlanThreads) {
     const int32_t list = base + static_cast<int32_t>(threadIdx.x);
-    const int32_t count = list < lists ? slice.counts[list] : 0;
+    const int32_t count = list < slice.chunks ? lists[list] : 0;
     const int32_t tiles = (count + kQueries - 1) / kQueries;
     int32_t entry_sum = count, tile_sum = tiles;  // up to this thread
 #pragma unroll
@@ -86,27 +134,28 @@ __global__ void __launch_bounds__(1024) plan_kernel(Slice slice) {
       warp_tiles[warp] = tile_sum;
     }
     __syncthreads();
-    int32_t all_entries = 0, all_tiles = 0;
-    for (unsigned w = 0; w < 32; ++w) {
-      if (w == warp) {
-        entry_sum += all_entries;
-        tile_sum += all_tiles;
+    int32_t first_entry = entries_before + entry_sum - count, first_tile = tiles_before + tile_sum - tiles;
+    for (unsigned w = 0; w < kWarps; ++w) {
+      if (w < warp) {
+        first_entry += warp_entries[w];
+        first_tile += warp_tiles[w];
       }
-      all_entries += warp_entries[w];
-      all_tiles += warp_tiles[w];
+      entries_before += warp_entries[w];
+      tiles_before += warp_tiles[w];
     }
-    if (list < lists) {
-      const int32_t first = entries_before + entry_sum - count;
-      slice.next[list] = first;
-      int4* const to = slice.tiles + tiles_before + tile_sum - tiles;
-      for (int32_t t = 0; t < tiles; ++t) {
-        to[t] = make_int4(list, first + t * kQueries, min(kQueries, count - t * kQueries), 0);
+    if (list < slice.chunks) lists[list] = first_entry;
+    // Lists differ in length, so the warp writes one's tiles after another's.
+    for (unsigned left = __ballot_sync(kAllLanes, tiles > 0); left != 0; left &= left - 1) {
+      const int source = __ffs(static_cast<int>(left)) - 1;
+      const int32_t of = __shfl_sync(kAllLanes, list, source), n = __shfl_sync(kAllLanes, count, source);
+      const int32_t from = __shfl_sync(kAllLanes, first_entry, source);
+      int4* const to = all_tiles + __shfl_sync(kAllLanes, first_tile, source);
+      for (auto t = static_cast<int32_t>(lane); t * kQueries < n; t += 32) {
+        to[t] = make_int4(of, from + t * kQueries, min(kQueries, n - t * kQueries), 0);
       }
     }
-    entries_before += all_entries;
-    tiles_before += all_tiles;
   }
-  if (threadIdx.x == 0) *slice.tile_count = tiles_before;
+  if (threadIdx.x == 0) slice.tile_counts[head] = tiles_before;
 }
 
 /// What of a step of keys some queries see.
@@ -178,10 +227,12 @@ __global__ void __launch_bounds__(flash::kThreads, 2)
   __shared__ int32_t entries[kQueries];
   allow_next_kernel();
   wait_for_previous_kernel();
-  const int4 tile = slice.tiles[blockIdx.x];
-  if (static_cast<int32_t>(blockIdx.x) >= *slice.tile_count) return;
+  const auto block = static_cast<int32_t>(blockIdx.x);
+  const int32_t head = block / slice.most_tiles;
+  const int4 tile = slice.tiles[block];
+  if (block % slice.most_tiles >= slice.tile_counts[head]) return;
   auto* const shared = Way::shared();
-  const int32_t head = tile.x / slice.chunks, chunk_of_all = tile.x % slice.chunks;
+  const int32_t chunk_of_all = tile.x;
   int s = 0;
   while (s + 1 < pieces.count && chunk_of_all >= pieces.of[s + 1].lists) ++s;
   const Piece& piece = pieces.of[s];
@@ -338,17 +389,18 @@ void attend(Gpu& gpu, Pieces& pieces, const Attend& a) {
   const Arena::Scope scope(gpu.scratch());
   Slice slice{};
   slice.chunks = lists;
-  int64_t entries = 0, most_tiles = 0;
+  int32_t* counts = nullptr;  // [H, lists]
   if (sparse) {
     Arena& arena = gpu.scratch();
     const auto ints = [&](int64_t n) { return arena.take(DType::i32, {n}).as<int32_t>(); };
-    entries = rows * heads * a.top;
-    most_tiles = entries / kQueries + heads * lists;
-    slice.counts = ints(heads * lists);
-    slice.next = ints(heads * lists);
+    const int64_t choices = rows * a.top, entries = heads * choices;
+    slice.choices = static_cast<int32_t>(choices);
+    slice.most_tiles = static_cast<int32_t>(choices / kQueries + std::min<int64_t>(lists, choices));
+    counts = ints(int64_t{a.heads} * lists);
+    gpu.zero(counts, static_cast<size_t>(a.heads) * static_cast<size_t>(lists) * sizeof(int32_t));
     slice.entries = ints(entries);
-    slice.tiles = reinterpret_cast<int4*>(ints(4 * most_tiles));
-    slice.tile_count = ints(1);
+    slice.tiles = reinterpret_cast<int4*>(ints(4 * heads * slice.most_tiles));
+    slice.tile_counts = ints(heads);
     slice.parts = arena.take(DType::f32, {entries, kHead}).as<float>();
     slice.part_logs = arena.take(DType::f32, {entries}).as<float>();
   }
@@ -356,14 +408,14 @@ void attend(Gpu& gpu, Pieces& pieces, const Attend& a) {
     slice.first_head = first;
     slice.heads = static_cast<int32_t>(std::min<int64_t>(heads, a.heads - first));
     if (sparse) {
-      const int64_t choices = rows * slice.heads * a.top;
-      gpu.zero(slice.counts, static_cast<size_t>(slice.heads) * static_cast<size_t>(lists) * sizeof(int32_t));
-      launch(gpu, {blocks_for(choices, kListThreads), kListThreads}, count_kernel, pieces, a, slice, rows);
-      launch(gpu, {1, 1024}, plan_kernel, slice);
-      launch(gpu, {blocks_for(choices, kListThreads), kListThreads}, scatter_kernel, pieces, a, slice, rows);
-      const int64_t blocks = choices / kQueries + static_cast<int64_t>(slice.heads) * lists;
-      launch(gpu, {blocks_for(blocks, 1), flash::kThreads, Way::kSharedBytes}, chosen_kernel<Way>, pieces, a,
-             slice);
+      slice.lists = counts + static_cast<int64_t>(first) * lists;
+      const Grid lists_grid{blocks_for(slice.choices, kBlockChoices) * static_cast<unsigned>(slice.heads),
+                            kListThreads};
+      launch(gpu, lists_grid, list_kernel<false>, pieces, a, slice);
+      launch(gpu, {static_cast<unsigned>(slice.heads), kPlanThreads}, plan_kernel, slice);
+      launch(gpu, lists_grid, list_kernel<true>, pieces, a, slice);
+      launch(gpu, {static_cast<unsigned>(slice.heads * slice.most_tiles), flash::kThreads, Way::kSharedBytes},
+             chosen_kernel<Way>, pieces, a, slice);
     }
     const Grid grid{static_cast<unsigned>(tiles * slice.heads), flash::kThreads, Way::kSharedBytes};
     if (a.y_bf16) {

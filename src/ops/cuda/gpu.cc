@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "ops/cuda/kernels.h"
 
 namespace rwkvx::cuda {
 namespace {
@@ -80,6 +81,7 @@ Gpu::Gpu(int device)
   check(cudaGetDeviceProperties(&properties, device_), "asking what the GPU is");
   multiprocessors_ = properties.multiProcessorCount;
   capability_ = properties.major * 10 + properties.minor;
+  dependent_launches_ = capability_ >= 90 && code_architecture() >= 90;
   memory_bytes_ = static_cast<int64_t>(properties.totalGlobalMem);
   name_ = properties.name;
   keep_freed_memory();

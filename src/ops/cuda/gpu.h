@@ -48,6 +48,8 @@ class Gpu {
   Arena& scratch() { return scratch_; }
   int multiprocessors() const { return multiprocessors_; }
   int capability() const { return capability_; }  ///< 90 for Hopper
+  /// Whether kernels wait for those before them by themselves, so that they may start earlier.
+  bool dependent_launches() const { return dependent_launches_; }
   int64_t memory_bytes() const { return memory_bytes_; }
   std::string_view name() const { return name_; }
 
@@ -88,7 +90,7 @@ class Gpu {
   int multiprocessors_ = 0, capability_ = 0;
   int64_t memory_bytes_ = 0;
   std::string name_;
-  bool recording_ = false;
+  bool recording_ = false, dependent_launches_ = false;
   GpuAllocator allocator_;
   Arena scratch_;
   /// Memory of the host that the GPU copies to without the driver's help.
@@ -115,7 +117,7 @@ void launch(Gpu& gpu, const Grid& grid, void (*kernel)(Parameters...), const Arg
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = gpu.stream();
   config.attrs = &attribute;
-  config.numAttrs = gpu.capability() >= 90 ? 1 : 0;
+  config.numAttrs = gpu.dependent_launches() ? 1 : 0;
   if (grid.shared_bytes > 48 * 1024) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(grid.shared_bytes)),

@@ -26,31 +26,34 @@ class Recorder {
 
 }  // namespace
 
-void Recordings::run(Gpu& gpu, uint64_t key, const std::function<void()>& work) {
+void Recordings::run(Gpu& gpu, uint64_t key, const std::function<void()>& work,
+                     const std::function<std::shared_ptr<resident::Program>()>& compose) {
   if (gpu.recording()) return work();  // within another
+  if (all_.size() >= kMost && !all_.contains(key)) all_.clear();
   const auto [entry, first] = all_.try_emplace(key);
-  if (first) {
-    // Sizes that have not been seen take memory, which a recording cannot.
-    if (all_.size() > kMost) {
-      all_.clear();
-      all_.try_emplace(key);
-    }
-    return work();
-  }
   Recording& recording = entry->second;
-  if (recording.possible && !recording.made) {
+  if (first) {
+    try {
+      recording.program = compose();
+    } catch (const CannotRecord&) {
+    }
+    // Sizes that have not been seen take memory, which a graph cannot.
+    if (!recording.program) return work();
+  }
+  if (recording.program) return resident::run(gpu, *recording.program);
+  if (recording.graph_possible && !recording.graph) {
     try {
       Recorder recorder(gpu);
       if (recorder.running()) {
         work();
-        recording.made = recorder.finish();
+        recording.graph = recorder.finish();
       }
     } catch (const CannotRecord&) {
     }
-    recording.possible = recording.made != nullptr;
+    recording.graph_possible = recording.graph != nullptr;
   }
-  if (!recording.made) return work();
-  gpu.play(recording.made.get());
+  if (!recording.graph) return work();
+  gpu.play(recording.graph.get());
 }
 
 }  // namespace rwkvx::cuda

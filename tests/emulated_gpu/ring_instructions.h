@@ -1,0 +1,65 @@
+#pragma once
+
+#include "instructions.h"
+
+/// native/ring_instructions.h on the host; see there.
+namespace rwkvx::cuda {
+
+struct SharedBarrier {
+  uint16_t parity, count, missing;  // arrivals
+  int16_t copies;                   // under way
+};
+inline void init_barrier(SharedBarrier* barrier, uint32_t count) {
+  const auto arrivals = static_cast<uint16_t>(count);
+  *barrier = {0, arrivals, arrivals, 0};
+}
+inline void fence_barriers() {}
+
+namespace emulated_ring {
+
+inline void end_phase(SharedBarrier* barrier) {
+  if (barrier->missing != 0 || barrier->copies != 0) return;
+  barrier->parity ^= 1;
+  barrier->missing = barrier->count;
+}
+
+}  // namespace emulated_ring
+
+inline void arrive(SharedBarrier* barrier, uint32_t count = 1) {
+  if (count > barrier->missing) emulated::stop("more arrivals than a barrier waits for");
+  barrier->missing = static_cast<uint16_t>(barrier->missing - count);
+  emulated_ring::end_phase(barrier);
+}
+/// Bytes are counted as copies are asked for, which must follow before the thread waits.
+inline void arrive_expecting(SharedBarrier* barrier, uint32_t bytes) {
+  emulated::expect_bytes(bytes);
+  ++barrier->copies;
+  arrive(barrier);
+}
+inline void wait(SharedBarrier* barrier, uint32_t parity) {
+  while (barrier->parity == parity) emulated::wait_a_turn();
+}
+/// Arrives a turn later: who does not wait finds what was there before.
+inline void copy_bulk(void* shared, const void* global, uint32_t bytes, SharedBarrier* barrier) {
+  const auto odd = (reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global) | bytes) % 16;
+  if (odd != 0) emulated::stop("a bulk copy that is not of whole multiples of 16 bytes");
+  const bool last = emulated::expected_bytes(bytes);
+  emulated::later([=] {
+    memcpy(shared, global, bytes);
+    if (!last) return;
+    --barrier->copies;
+    emulated_ring::end_phase(barrier);
+  });
+}
+
+template <int id, int threads>
+void sync_some() {
+  emulated::barrier_of(id, threads);
+}
+
+inline void raise_count(uint32_t* count) { ++*count; }
+inline void wait_for_count(const uint32_t* count, uint32_t at_least) {
+  while (*count < at_least) emulated::wait_a_turn();
+}
+
+}  // namespace rwkvx::cuda
