@@ -114,9 +114,6 @@ void wait_a_turn();
 void barrier_of(int id, int threads);
 /// Runs `act` before the block's next turn.
 void later(std::function<void()> act);
-/// This thread's announced copies; the second says whether they are complete with these.
-void expect_bytes(uint32_t bytes);
-bool expected_bytes(uint32_t bytes);
 
 template <typename T>
 T from_lane(T mine, unsigned source) {

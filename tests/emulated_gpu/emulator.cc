@@ -90,7 +90,6 @@ struct Fiber {
   uint3 thread{};
   unsigned exchanges = 0;  // so far
   int barrier = 0;         // that it waits at
-  uint32_t expected = 0;   // bytes of copies that it has announced
   uint32_t turns = 0;      // that it has waited
 };
 
@@ -240,18 +239,6 @@ void barrier_of(int id, int threads) {
 void wait_a_turn() {
   if (++machine->fiber().turns > kMostTurns) stop("a wait that never ends");
   machine->yield();
-}
-
-void expect_bytes(uint32_t bytes) {
-  if (machine->fiber().expected != 0) stop("copies that were announced and not made");
-  machine->fiber().expected = bytes;
-}
-
-bool expected_bytes(uint32_t bytes) {
-  uint32_t& expected = machine->fiber().expected;
-  if (bytes > expected) stop("a copy of more bytes than were announced");
-  expected -= bytes;
-  return expected == 0;
 }
 
 void later(std::function<void()> act) { machine->later.push_back(std::move(act)); }

@@ -66,8 +66,8 @@ TEST_F(ResidentTest, Products) {
     for (const auto& [out, in] : std::vector<std::array<int64_t, 2>>{
              {3, 256}, {70, 512}, {64, 2560}, {33, 5120}, {20, 10240}, {17, 13312}}) {
       SCOPED_TRACE(fmt::format("{} {} x {}", name(type), out, in));
-      const Matrix w = matrix(out, in, type), small = matrix(40, 24, DType::bf16);
-      const Buffer x = random_active({1, in}), other = random_active({1, 24});
+      const Matrix w = matrix(out, in, type), small = matrix(40, 96, DType::bf16);
+      const Buffer x = random_active({1, in}), other = random_active({1, 96});
       Buffer y(DType::f32, {1, out}, gpu_.allocator()), want = random({1, out});
       Buffer z(DType::f32, {1, 40}, gpu_.allocator()), want_z(DType::f32, {1, 40}, gpu_.allocator());
       const std::array<LinearCall, 2> direct{{{x, &w, want, Activation::tanh}, {other, &small, want_z}}};

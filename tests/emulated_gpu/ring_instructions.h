@@ -6,11 +6,11 @@
 namespace rwkvx::cuda {
 
 struct SharedBarrier {
-  uint16_t parity, count, missing;  // arrivals
-  int16_t copies;                   // under way
+  uint8_t parity, count, missing;  // arrivals
+  int32_t bytes;                   // expected
 };
 inline void init_barrier(SharedBarrier* barrier, uint32_t count) {
-  const auto arrivals = static_cast<uint16_t>(count);
+  const auto arrivals = static_cast<uint8_t>(count);
   *barrier = {0, arrivals, arrivals, 0};
 }
 inline void fence_barriers() {}
@@ -18,7 +18,7 @@ inline void fence_barriers() {}
 namespace emulated_ring {
 
 inline void end_phase(SharedBarrier* barrier) {
-  if (barrier->missing != 0 || barrier->copies != 0) return;
+  if (barrier->missing != 0 || barrier->bytes != 0) return;
   barrier->parity ^= 1;
   barrier->missing = barrier->count;
 }
@@ -27,13 +27,11 @@ inline void end_phase(SharedBarrier* barrier) {
 
 inline void arrive(SharedBarrier* barrier, uint32_t count = 1) {
   if (count > barrier->missing) emulated::stop("more arrivals than a barrier waits for");
-  barrier->missing = static_cast<uint16_t>(barrier->missing - count);
+  barrier->missing = static_cast<uint8_t>(barrier->missing - count);
   emulated_ring::end_phase(barrier);
 }
-/// Bytes are counted as copies are asked for, which must follow before the thread waits.
 inline void arrive_expecting(SharedBarrier* barrier, uint32_t bytes) {
-  emulated::expect_bytes(bytes);
-  ++barrier->copies;
+  barrier->bytes += static_cast<int32_t>(bytes);
   arrive(barrier);
 }
 inline void wait(SharedBarrier* barrier, uint32_t parity) {
@@ -42,12 +40,11 @@ inline void wait(SharedBarrier* barrier, uint32_t parity) {
 /// Arrives a turn later: who does not wait finds what was there before.
 inline void copy_bulk(void* shared, const void* global, uint32_t bytes, SharedBarrier* barrier) {
   const auto odd = (reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global) | bytes) % 16;
-  if (odd != 0) emulated::stop("a bulk copy that is not of whole multiples of 16 bytes");
-  const bool last = emulated::expected_bytes(bytes);
+  if (odd != 0 || bytes == 0) emulated::stop("a bulk copy that is not of whole multiples of 16 bytes");
   emulated::later([=] {
     memcpy(shared, global, bytes);
-    if (!last) return;
-    --barrier->copies;
+    barrier->bytes -= static_cast<int32_t>(bytes);
+    if (barrier->bytes < 0) emulated::stop("copies of more bytes than a barrier expects");
     emulated_ring::end_phase(barrier);
   });
 }

@@ -157,7 +157,7 @@ TensorFile small_model(int64_t layers, int64_t sparse_blocks, DType dtype) {
 }
 
 TensorFile wide_model(int64_t channels, int64_t layers, int64_t sparse_blocks) {
-  return model_of({channels, 256, 4 * channels, {16, 24, 8, 40}}, layers, sparse_blocks, DType::f32);
+  return model_of({channels, 256, 4 * channels, {32, 64, 32, 96}}, layers, sparse_blocks, DType::f32);
 }
 
 TensorFile as_fla(const TensorFile& rwkv, bool fused) {

@@ -37,7 +37,7 @@ struct TensorFile {
 /// A small model with random weights, named as RWKV-LM and RWKV-X name them: 64 channels, vocabulary 256.
 /// Hybrids record chunks of 2048 and top-k 3.
 TensorFile small_model(int64_t layers, int64_t sparse_blocks, DType dtype = DType::f32);
-/// The same with more channels, all sizes multiples of 8; channel mixes are 4 times as wide.
+/// The same with more channels, all sizes multiples of 32; channel mixes are 4 times as wide.
 TensorFile wide_model(int64_t channels, int64_t layers, int64_t sparse_blocks);
 
 /// Renamed and transposed into what flash-linear-attention writes, for plain RWKV-7. `fused`: the first

@@ -10,6 +10,8 @@ namespace rwkvx::cuda::resident {
 namespace {
 
 constexpr int32_t kSharedBytes = 227 * 1024;
+/// Of a block: what the memory needs to be busy, and not more. Whatever else is asked for waits behind it.
+constexpr int32_t kUnderWayBytes = 64 * 1024;
 
 struct Arguments {
   const Instruction* list;
@@ -54,18 +56,23 @@ __device__ __forceinline__ void compute(const Block& block, const Arguments& a) 
   Computer computer(block);
   if (copies) reinterpret_cast<uint4*>(&here[0])[thread] = quad_of(a.list, thread);
   Computer::meet();
+  computer.prepare(here[0]);
   for (int i = 0; i < a.length; ++i) {
     uint4 next = kNoWords;
     if (copies && i + 1 < a.length) next = quad_of(a.list + i + 1, thread);
     computer.run(here[i & 1]);
     if (copies) reinterpret_cast<uint4*>(&here[(i + 1) & 1])[thread] = next;
     Computer::meet();
-    if (thread == 0) {
-      raise_count(a.count);
-      wait_for_count(a.count, static_cast<uint32_t>(block.count * (i + 1)));
+    if (thread == 0) raise_count(a.count);
+    if (i + 1 < a.length) {
+      computer.prepare(here[(i + 1) & 1]);
+      if (thread == 0) wait_for_count(a.count, static_cast<uint32_t>(block.count * (i + 1)));
+      Computer::meet();
     }
-    Computer::meet();
   }
+  // What is kept replaces what all have read when they have met.
+  if (thread == 0) wait_for_count(a.count, static_cast<uint32_t>(block.count * a.length));
+  Computer::meet();
   computer.finish();
   if (thread == 0 && atomicAdd(a.count + 1, 1u) + 1 == static_cast<uint32_t>(block.count)) {
     a.count[0] = a.count[1] = 0;
@@ -76,7 +83,7 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(const __grid_cons
   const Block block{dynamic_shared<unsigned char>(), a.layout, static_cast<int>(blockIdx.x),
                     static_cast<int>(gridDim.x)};
   const auto thread = static_cast<int>(threadIdx.x);
-  for (int i = thread; i < block.at.slots; i += kThreads) {
+  for (int i = thread; i < block.at.trays; i += kThreads) {
     init_barrier(block.full(i), 1);
     init_barrier(block.empty(i), kWarps);
   }
@@ -97,6 +104,7 @@ bool available(const Gpu& gpu) { return gpu.capability() >= 90 && code_architect
 Layout layout_for(int32_t slot_bytes, int32_t input_bytes) {
   Layout layout{};
   layout.slot_bytes = slot_bytes;
+  layout.tray_bytes = kSlotsOfTray * slot_bytes;
   const auto place = [&](int32_t from) {
     int32_t at = from;
     const auto take = [&](int64_t bytes) {
@@ -104,14 +112,14 @@ Layout layout_for(int32_t slot_bytes, int32_t input_bytes) {
       at += static_cast<int32_t>((bytes + 127) / 128 * 128);
       return here;
     };
-    layout.full = take(layout.slots * int64_t{sizeof(SharedBarrier)});
-    layout.empty = take(layout.slots * int64_t{sizeof(SharedBarrier)});
+    layout.full = take(layout.trays * int64_t{sizeof(SharedBarrier)});
+    layout.empty = take(layout.trays * int64_t{sizeof(SharedBarrier)});
     layout.hidden_ready = take(sizeof(SharedBarrier));
     layout.inputs = take(input_bytes);
     layout.instructions = take(2 * sizeof(Instruction));
     layout.fetching = take(2 * sizeof(Instruction));
     layout.partials = take(2 * kWarps * kTile * sizeof(float));
-    layout.hidden = take(4 * kTile * sizeof(float));
+    layout.hidden = take(kHiddenTiles * sizeof(Hidden));
     layout.lora = take(4 * kHead * sizeof(float));
     layout.operands = take(4 * kHead * sizeof(float));
     layout.step = take(sizeof(StepShared));
@@ -119,9 +127,10 @@ Layout layout_for(int32_t slot_bytes, int32_t input_bytes) {
     layout.bytes = at;
   };
   place(0);
-  const int32_t each = slot_bytes + 2 * static_cast<int32_t>(sizeof(SharedBarrier));
-  layout.slots = std::clamp((kSharedBytes - layout.bytes - 3 * 128) / each, 0, 256);
-  place((layout.slots * slot_bytes + 127) / 128 * 128);
+  const int32_t each = layout.tray_bytes + 2 * static_cast<int32_t>(sizeof(SharedBarrier));
+  layout.trays = std::clamp((kSharedBytes - layout.bytes - 3 * 128) / each, 0, 32);
+  place((layout.trays * layout.tray_bytes + 127) / 128 * 128);
+  layout.under_way = std::clamp(kUnderWayBytes / layout.tray_bytes, 1, std::max(layout.trays, 1));
   return layout;
 }
 

@@ -99,17 +99,23 @@ struct alignas(16) Instruction {
   // time_mix: groups are decay, rate, gate and value gate
   int32_t heads;
   int32_t state_piece, state_slots;  // as vector_piece
+  int32_t lora_trays[kMostGroups];   // the first of each group's, of those of a head
+  int32_t head_trays;                // of a head
   HeadStep first_head;
   void* step_y;  // [heads, 64] bfloat16
 };
 static_assert(sizeof(Instruction) % 16 == 0);
 
+/// Slots come and go four at a time: waiting for a barrier takes long enough not to have one for each.
+inline constexpr int kSlotsOfTray = 4;
+
 /// Shared memory of a block, in bytes from its beginning.
 struct Layout {
-  int32_t slots, slot_bytes;
-  int32_t full, empty, hidden_ready;    // SharedBarriers
+  int32_t trays, slot_bytes, tray_bytes;
+  int32_t under_way;                  // trays that are fetched at a time
+  int32_t full, empty, hidden_ready;  // SharedBarriers
   int32_t inputs;
-  int32_t instructions, fetching;       // two each
+  int32_t instructions, fetching;  // two each
   int32_t partials, hidden, lora, operands, step, scratch;
   int32_t bytes;
 };
@@ -123,7 +129,7 @@ struct Program {
 
 /// Whether the GPU, and the code that this program has for it, can.
 bool available(const Gpu& gpu);
-/// As many slots as fit beside so many bytes of inputs.
+/// As many trays as fit beside so many bytes of inputs.
 Layout layout_for(int32_t slot_bytes, int32_t input_bytes);
 void run(Gpu& gpu, Program& program);
 

@@ -22,48 +22,46 @@ struct SlotRow {
   }
 };
 
-/// Adds the products of 16 rows with x, [units] of bfloat16, over every `stride`th step of k from `first`, to
-/// column 0 of `sums`, a fragment of mma_bf16(): the lane has whole units of rows g and g + 8.
-template <typename Unit>
+/// Adds the products of 16 rows with x, [elements] bfloat16, over every kStride-th step of k from `first`, to
+/// column 0 of `sums`, two fragments of mma_bf16() whose sum counts: the lane has whole units of rows g and
+/// g + 8. A step is 4 units, and elements are a multiple of it.
+template <typename Unit, int kStride>
 __device__ __forceinline__ void add_products(const SlotRow (&rows)[2], const unsigned char* x, int elements,
-                                             int first, int stride, float (&sums)[4]) {
-  const int t = static_cast<int>(threadIdx.x) % 4;
-  const int units = elements / Unit::kElements;
+                                             int first, float (&sums)[2][4]) {
   constexpr int kTogether = Unit::kElements == 8 ? 5 : 1;
+  const int units = elements / Unit::kElements;
 #pragma unroll kTogether
-  for (int unit = 4 * first + t; unit < units + t; unit += 4 * stride) {
-    const bool valid = unit < units;  // behind the end both count as zero
+  for (int unit = 4 * first + static_cast<int>(threadIdx.x) % 4; unit < units; unit += 4 * kStride) {
     Unit w[2];
-    w[0].clear(), w[1].clear();
-    w[0].load(rows[0], unit, valid);
-    w[1].load(rows[1], unit, valid);
+    w[0].load(rows[0], unit, true);
+    w[1].load(rows[1], unit, true);
     const auto scales0 = w[0].scales(unit), scales1 = w[1].scales(unit);
 #pragma unroll
     for (int group = 0; group < Unit::kElements / 8; ++group) {
-      uint4 v = kNoWords;
-      if (valid) v = *reinterpret_cast<const uint4*>(x + 2 * Unit::at(unit, group));
-      v = in_group_order<Unit::kMixed>(v);
+      const uint4 v =
+          in_group_order<Unit::kMixed>(*reinterpret_cast<const uint4*>(x + 2 * Unit::at(unit, group)));
       uint32_t w0[4], w1[4];
       w[0].pairs(scales0, unit, group, w0);
       w[1].pairs(scales1, unit, group, w1);
-      mma_bf16(sums, {w0[0], w1[0], w0[1], w1[1]}, {v.x, v.y});
-      mma_bf16(sums, {w0[2], w1[2], w0[3], w1[3]}, {v.z, v.w});
+      mma_bf16(sums[0], {w0[0], w1[0], w0[1], w1[1]}, {v.x, v.y});
+      mma_bf16(sums[1], {w0[2], w1[2], w0[3], w1[3]}, {v.z, v.w});
     }
   }
 }
+template <int kStride>
 __device__ __forceinline__ void add_products(DType type, const SlotRow (&rows)[2], const unsigned char* x,
-                                             int elements, int first, int stride, float (&sums)[4]) {
+                                             int elements, int first, float (&sums)[2][4]) {
   switch (type) {
     case DType::q8_0:
-      return add_products<TensorQ8_0>(rows, x, elements, first, stride, sums);
+      return add_products<TensorQ8_0, kStride>(rows, x, elements, first, sums);
     case DType::q4_0:
-      return add_products<TensorQ4_0>(rows, x, elements, first, stride, sums);
+      return add_products<TensorQ4_0, kStride>(rows, x, elements, first, sums);
     case DType::q4_k:
-      return add_products<TensorQ4_K>(rows, x, elements, first, stride, sums);
+      return add_products<TensorQ4_K, kStride>(rows, x, elements, first, sums);
     case DType::q5_k:
-      return add_products<TensorQ5_K>(rows, x, elements, first, stride, sums);
+      return add_products<TensorQ5_K, kStride>(rows, x, elements, first, sums);
     default:
-      return add_products<TensorBf16>(rows, x, elements, first, stride, sums);
+      return add_products<TensorBf16, kStride>(rows, x, elements, first, sums);
   }
 }
 
@@ -71,19 +69,23 @@ class Computer {
  public:
   __device__ __forceinline__ explicit Computer(const Block& block)
       : block_(block),
-        slots_(block.at.slots),
         thread_(static_cast<int>(threadIdx.x)),
         lane_(thread_ % 32),
         warp_(thread_ / 32) {}
 
   static __device__ __forceinline__ void meet() { sync_some<1, kComputing>(); }
 
+  /// What can be done before the grid has met.
+  __device__ __forceinline__ void prepare(const Instruction& op) {
+    if (op.kind == Kind::total) return;
+    needed_ = inputs_needed(block_, op);
+    input_pitch_ = op.input_pitch;
+    if (op.source != Source::rows) wait_for(trays_of(vectors(op) * op.vector_slots));
+  }
   /// After a meeting of the grid.
   __device__ __forceinline__ void run(const Instruction& op) {
     finish();  // all have read what it replaces
     if (op.kind == Kind::total) return total(op);
-    needed_ = inputs_needed(block_, op);
-    input_pitch_ = op.input_pitch;
     if (op.source == Source::rows) {
       copy_inputs(op);
     } else {
@@ -109,11 +111,23 @@ class Computer {
   __device__ __forceinline__ unsigned char* input(int i) const {
     return block_.part<unsigned char>(block_.at.inputs) + place_of_input(needed_, i) * input_pitch_;
   }
-  __device__ __forceinline__ Cursor ahead(int n) const { return cursor_.ahead(n, slots_); }
-  /// This warp needs the next n slots no more.
-  __device__ __forceinline__ void release(Cursor from, int n) const {
+  __device__ __forceinline__ Cursor ahead(int n) const { return block_.ahead(cursor_, n); }
+  /// Until n trays from the `first`th on are filled, n ≤ 32.
+  __device__ __forceinline__ void wait_for(int n, int first = 0) const {
+    if (lane_ < n) {
+      const Cursor at = ahead(first + lane_);
+      wait(block_.full(at.tray), at.parity);
+    }
     __syncwarp();
-    if (lane_ < n) arrive(block_.empty(from.ahead(lane_, slots_).slot));
+  }
+  /// This warp needs n trays from the `first`th on no more.
+  __device__ __forceinline__ void release(int n, int first = 0) const {
+    __syncwarp();
+    if (lane_ < n) arrive(block_.empty(ahead(first + lane_).tray));
+  }
+  /// What a norm reads beside x: gain, bias, the last row, and the shares of the inputs needed.
+  __device__ __forceinline__ int vectors(const Instruction& op) const {
+    return op.source == Source::norm_shift ? 3 + __popc(needed_) : 2;
   }
 
   __device__ __forceinline__ void copy_inputs(const Instruction& op) const {
@@ -136,33 +150,28 @@ class Computer {
     return sum;
   }
 
-  /// A vector that comes in slots: this thread's quads.
-  __device__ __forceinline__ void take_vector(const Instruction& op, float4 (&quads)[kMostQuads]) {
-#pragma unroll
-    for (int i = 0; i < kMostQuads; ++i) {
-      int at = 16 * (thread_ + i * kComputing), slot = 0;
-      quads[i] = make_float4(0, 0, 0, 0);
-      if (at >= 4 * op.width) continue;
-      for (; at >= op.vector_piece; at -= op.vector_piece) ++slot;
-      const Cursor from = ahead(slot);
-      wait(block_.full(from.slot), from.parity);
-      quads[i] = *reinterpret_cast<const float4*>(block_.slot(from.slot) + at);
-    }
-    release(cursor_, op.vector_slots);
-    cursor_ = ahead(op.vector_slots);
-  }
-
   /// As norm_shift() and layer_norm(). Each block makes what its own rows need; one of them, a meeting later,
   /// what is kept for the next token.
   __device__ __forceinline__ void norm_inputs(const Instruction& op) {
     const int quads = op.width / 4;
-    const bool shift = op.source == Source::norm_shift;
-    float4 n[kMostQuads], other[kMostQuads];
+    float4 n[kMostQuads];
 #pragma unroll
     for (int i = 0; i < kMostQuads; ++i) {
       const int q = thread_ + i * kComputing;
       n[i] = q < quads ? load4(op.x + 4 * q) : make_float4(0, 0, 0, 0);
     }
+    // Where this thread's quads of a vector lie, in its slots.
+    int slot[kMostQuads], at[kMostQuads];
+#pragma unroll
+    for (int i = 0; i < kMostQuads; ++i) {
+      at[i] = 16 * min(thread_ + i * kComputing, quads - 1);
+      slot[i] = 0;
+      for (; at[i] >= op.vector_piece; at[i] -= op.vector_piece) ++slot[i];
+    }
+    const auto vector = [&](int which, int i) {
+      const unsigned char* const from = block_.slot(cursor_, which * op.vector_slots + slot[i]);
+      return *reinterpret_cast<const float4*>(from + at[i]);
+    };
     float sum = 0.0f, squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < kMostQuads; ++i) sum += (n[i].x + n[i].y) + (n[i].z + n[i].w);
@@ -175,78 +184,45 @@ class Computer {
       squares += (n[i].x * n[i].x + n[i].y * n[i].y) + (n[i].z * n[i].z + n[i].w * n[i].w);
     }
     const float scale = 1.0f / sqrtf(sum_of_all(squares, 1) / width + op.eps);
-    take_vector(op, other);  // gain
-#pragma unroll
-    for (int i = 0; i < kMostQuads; ++i) {
-      n[i] = make_float4(n[i].x * scale * other[i].x, n[i].y * scale * other[i].y, n[i].z * scale * other[i].z,
-                         n[i].w * scale * other[i].w);
-    }
-    take_vector(op, other);  // bias
-#pragma unroll
-    for (int i = 0; i < kMostQuads; ++i) {
-      n[i] = make_float4(n[i].x + other[i].x, n[i].y + other[i].y, n[i].z + other[i].z, n[i].w + other[i].w);
-    }
-    if (!shift) {
-      for (int i = 0; i < kMostQuads; ++i) {
-        const int q = thread_ + i * kComputing;
-        if (q < quads && needed_ != 0) store4(reinterpret_cast<Bf16*>(input(0)) + 4 * q, n[i]);
-      }
-      return;
-    }
-    take_vector(op, other);  // that of the token before
+    const bool shift = op.source == Source::norm_shift;
     const int first = block_.first_of(op.quads), end = block_.first_of(op.quads, 1);
 #pragma unroll
     for (int i = 0; i < kMostQuads; ++i) {
       const int q = thread_ + i * kComputing;
+      if (q >= quads) continue;
+      const float4 gain = vector(0, i), bias = vector(1, i);
+      n[i] = make_float4(n[i].x * scale * gain.x + bias.x, n[i].y * scale * gain.y + bias.y,
+                         n[i].z * scale * gain.z + bias.z, n[i].w * scale * gain.w + bias.w);
+      if (!shift) {
+        if (needed_ != 0) store4(reinterpret_cast<Bf16*>(input(0)) + 4 * q, n[i]);
+        continue;
+      }
       if (q >= first && q < end) {
         kept_ = n[i];
         kept_to_ = op.last + 4 * q;
       }
-      other[i] = make_float4(other[i].x - n[i].x, other[i].y - n[i].y, other[i].z - n[i].z,
-                             other[i].w - n[i].w);
-    }
-    for (int m = 0; m < op.input_count; ++m) {
-      if ((needed_ >> m & 1) == 0) continue;
-      float4 share[kMostQuads];
-      take_vector(op, share);
-      auto* const to = reinterpret_cast<Bf16*>(input(m));
-#pragma unroll
-      for (int i = 0; i < kMostQuads; ++i) {
-        const int q = thread_ + i * kComputing;
-        if (q >= quads) continue;
-        store4(to + 4 * q, make_float4(n[i].x + other[i].x * share[i].x, n[i].y + other[i].y * share[i].y,
-                                       n[i].z + other[i].z * share[i].z, n[i].w + other[i].w * share[i].w));
+      const float4 last = vector(2, i);
+      const float4 change =
+          make_float4(last.x - n[i].x, last.y - n[i].y, last.z - n[i].z, last.w - n[i].w);
+      int place = 0;
+      for (uint32_t left = needed_; left != 0; left &= left - 1, ++place) {
+        const float4 share = vector(3 + place, i);
+        auto* const to = reinterpret_cast<Bf16*>(block_.part<unsigned char>(block_.at.inputs) + place * input_pitch_);
+        store4(to + 4 * q, make_float4(n[i].x + change.x * share.x, n[i].y + change.y * share.y,
+                                       n[i].z + change.z * share.z, n[i].w + change.w * share.w));
       }
     }
+    const int trays = trays_of(vectors(op) * op.vector_slots);
+    release(trays);
+    cursor_ = ahead(trays);
   }
 
-  /// The products of the next `rows` rows of a group: lanes with t = 0 have those of rows g and g + 8 that
-  /// come from steps first, first + stride … . Of the kWarps that release each slot this counts as `arrivals`.
-  __device__ __forceinline__ float2 tile(const Group& group, Cursor cursor, int rows, const unsigned char* x,
-                                         int first, int stride, uint32_t arrivals) const {
-    const int log = group.log_rows_of_slot, slots = (rows + (1 << log) - 1) >> log;
-    const int row0 = min(lane_ / 4, rows - 1), row8 = min(lane_ / 4 + 8, rows - 1);
-    const int body = group.row_bytes, scales = group.scales_bytes, within = (1 << log) - 1;
-    float sums[4] = {};
-    for (int piece = 0, left = group.in; piece < group.pieces; ++piece, left -= group.piece_elements) {
-      const Cursor at0 = cursor.ahead(row0 >> log, slots_), at8 = cursor.ahead(row8 >> log, slots_);
-      wait(block_.full(at0.slot), at0.parity);
-      wait(block_.full(at8.slot), at8.parity);
-      __syncwarp();
-      const auto row_of = [&](const Cursor& at, int row) -> SlotRow {
-        const unsigned char* const slot = block_.slot(at.slot);
-        return {slot + (row & within) * body,
-                reinterpret_cast<const uint16_t*>(slot + (body << log) + (row & within) * scales)};
-      };
-      const SlotRow both[2] = {row_of(at0, row0), row_of(at8, row8)};
-      add_products(static_cast<DType>(group.type), both, x, min(left, group.piece_elements), first, stride,
-                   sums);
-      x += 2 * group.piece_elements;
-      __syncwarp();
-      if (lane_ < slots) arrive(block_.empty(cursor.ahead(lane_, slots_).slot), arrivals);
-      cursor = cursor.ahead(slots, slots_);
-    }
-    return make_float2(sums[0], sums[2]);
+  /// Row `row` of a tile, or a piece of it, in the trays from `from` on.
+  __device__ __forceinline__ SlotRow row_of(const Group& group, const Cursor& from, int row) const {
+    const int log = group.log_rows_of_slot, within = row & ((1 << log) - 1);
+    const unsigned char* const slot = block_.slot(from, row >> log);
+    return {slot + within * group.row_bytes,
+            reinterpret_cast<const uint16_t*>(slot + (group.row_bytes << log) + within * group.scales_bytes)};
   }
 
   /// All warps together. One of them calls begin() before, and finish(sum) with the sum of row `lane` % 16.
@@ -255,13 +231,21 @@ class Computer {
                                               const Begin& begin, const Finish& finish) {
     const bool finishes = warp_ == turn_ % kWarps;
     if (finishes) begin();
+    const int trays = trays_of_tile(group, rows);
+    const int row0 = min(lane_ / 4, rows - 1), row8 = min(lane_ / 4 + 8, rows - 1);
+    float sums[2][4] = {};
+    for (int piece = 0, left = group.in; piece < group.pieces; ++piece, left -= group.piece_elements) {
+      wait_for(trays);
+      const SlotRow both[2] = {row_of(group, cursor_, row0), row_of(group, cursor_, row8)};
+      add_products<kWarps>(static_cast<DType>(group.type), both, x, min(left, group.piece_elements), warp_, sums);
+      x += 2 * group.piece_elements;
+      release(trays);
+      cursor_ = ahead(trays);
+    }
     float* const partials = block_.part<float>(block_.at.partials) + turn_ % 2 * kWarps * kTile;
-    const float2 sums = tile(group, cursor_, rows, x, warp_, kWarps, 1);
-    const int slots = slots_of_tile(group, rows);
-    for (int piece = 0; piece < group.pieces; ++piece) cursor_ = ahead(slots);
     if (lane_ % 4 == 0) {
-      partials[warp_ * kTile + lane_ / 4] = sums.x;
-      partials[warp_ * kTile + lane_ / 4 + 8] = sums.y;
+      partials[warp_ * kTile + lane_ / 4] = sums[0][0] + sums[1][0];
+      partials[warp_ * kTile + lane_ / 4 + 8] = sums[0][2] + sums[1][2];
     }
     meet();  // two buffers: whoever writes the other one again has met those who read it
     if (finishes) {
@@ -298,6 +282,8 @@ class Computer {
     }
   }
 
+  static constexpr int kValuesTogether = 4;  // value rows
+
   /// Where this thread's columns of a value row lie: a slot and bytes within it.
   struct Columns {
     int slot[kMostSums], at[kMostSums];
@@ -319,23 +305,31 @@ class Computer {
         ++columns.slot[i];
       }
     }
+    auto* const hidden = block_.part<Hidden>(block_.at.hidden);
     int tiles = 0;
     for_tiles(block_, op, op.groups[0], [&](const Job& job, int, int rows) {
-      float* const hidden = block_.part<float>(block_.at.hidden) + (hidden_tiles_ & 3) * kTile;
+      Hidden& here = hidden[hidden_tiles_ % kHiddenTiles];
       shared_tile(
           op.groups[0], rows, input(job.input), [] {},
           [&](float sum) {
-            const Bf16 y = from_float<Bf16>(activate(static_cast<Activation>(job.activation), sum));
-            if (lane_ < kTile) hidden[lane_] = lane_ < rows ? to_float(y) : 0.0f;
+            const float y = to_float(from_float<Bf16>(activate(static_cast<Activation>(job.activation), sum)));
+            const bool wanted = lane_ < rows && y != 0.0f;
+            const uint32_t all = __ballot_sync(kAllLanes, wanted);
+            if (wanted) {
+              const int at = __popc(all & ((1u << lane_) - 1));
+              here.values[at] = y;
+              here.rows[at] = lane_;
+            }
+            if (lane_ == 0) here.count = __popc(all);
             __syncwarp();
             if (lane_ == 0) arrive(block_.part<SharedBarrier>(block_.at.hidden_ready));
           });
       ++hidden_tiles_;
-      if (tiles++ > 0) add_values(op, columns, hidden_tiles_ - 2, sums);
+      if (tiles++ > 0) add_values(op, columns, hidden[(hidden_tiles_ - 2) % kHiddenTiles], sums);
     });
     if (tiles > 0) {
       meet();
-      add_values(op, columns, hidden_tiles_ - 1, sums);
+      add_values(op, columns, hidden[(hidden_tiles_ - 1) % kHiddenTiles], sums);
     }
     float* const to = op.parts + static_cast<int64_t>(block_.index) * op.out;
 #pragma unroll
@@ -346,36 +340,41 @@ class Computer {
       store4(at + 4, make_float4(sums[i][4], sums[i][5], sums[i][6], sums[i][7]));
     }
   }
-  /// Of the hidden values of tile `tile` that are not zero.
-  __device__ __forceinline__ void add_values(const Instruction& op, const Columns& columns, uint32_t tile,
-                                             float (&sums)[kMostSums][8]) {
-    const float* const hidden = block_.part<float>(block_.at.hidden) + (tile & 3) * kTile;
-    uint32_t wanted = __ballot_sync(kAllLanes, lane_ < kTile && hidden[lane_ % kTile] != 0.0f);
-    const int pieces = op.value_pieces;
-    if (warp_ >= columns.warps) {
-      cursor_ = ahead(__popc(wanted) * pieces);
-      return;
-    }
-    const uint32_t arrivals = warp_ == 0 ? 1 + kWarps - columns.warps : 1;  // for those without columns too
-    while (wanted != 0) {
-      const float h = hidden[__ffs(static_cast<int>(wanted)) - 1];
-      wanted &= wanted - 1;
-      for (int piece = 0; piece < pieces; ++piece) {
-        const Cursor here = ahead(piece);
-        wait(block_.full(here.slot), here.parity);
-      }
+  /// Of the hidden values that are not zero, a tray of value rows at a time.
+  __device__ __forceinline__ void add_values(const Instruction& op, const Columns& columns,
+                                             const Hidden& hidden, float (&sums)[kMostSums][8]) {
+    const int pieces = op.value_pieces, slots = hidden.count * pieces, trays = trays_of(slots);
+    wait_for(trays);
+    if (warp_ < columns.warps) {
+      int nth = 0;
+      for (int left = hidden.count; left > 0; left -= kValuesTogether, nth += kValuesTogether) {
+        const float4 h4 = *reinterpret_cast<const float4*>(hidden.values + nth);
+        const float h[kValuesTogether] = {h4.x, h4.y, h4.z, h4.w};
 #pragma unroll
-      for (int i = 0; i < kMostSums; ++i) {
-        if (!columns.any[i]) continue;
-        float w[8];
-        unpack8(*reinterpret_cast<const uint4*>(block_.slot(ahead(columns.slot[i]).slot) + columns.at[i]), Bf16(), w);
+        for (int i = 0; i < kMostSums; ++i) {
+          if (!columns.any[i]) continue;
+          uint4 words[kValuesTogether];
 #pragma unroll
-        for (int c = 0; c < 8; ++c) sums[i][c] = fmaf(h, w[c], sums[i][c]);
+          for (int r = 0; r < kValuesTogether; ++r) {
+            words[r] = kNoWords;
+            if (r < left) {
+              const unsigned char* const slot = block_.slot(cursor_, (nth + r) * pieces + columns.slot[i]);
+              words[r] = *reinterpret_cast<const uint4*>(slot + columns.at[i]);
+            }
+          }
+#pragma unroll
+          for (int r = 0; r < kValuesTogether; ++r) {
+            if (r >= left) break;
+            float w[8];
+            unpack8(words[r], Bf16(), w);
+#pragma unroll
+            for (int c = 0; c < 8; ++c) sums[i][c] = fmaf(h[r], w[c], sums[i][c]);
+          }
+        }
       }
-      __syncwarp();
-      if (lane_ < pieces) arrive(block_.empty(ahead(lane_).slot), arrivals);
-      cursor_ = ahead(pieces);
     }
+    release(trays);
+    cursor_ = ahead(trays);
   }
 
   /// Each warp has tiles of the head's low-rank products.
@@ -386,36 +385,31 @@ class Computer {
     const int channel = head * kHead;
     const HeadStep& first = op.first_head;
     // Threads 64 i … have the i-th of these.
-    const float* from = first.r;
-    if (thread_ / kHead == 1) from = first.k;
-    if (thread_ / kHead == 2) from = first.v;
-    if (thread_ / kHead == 3) from = first.v_first;
-    operands[thread_ / kHead][thread_ % kHead] = from[channel + thread_ % kHead];
+    const int which = thread_ / kHead;
+    const float* const from = which == 0 ? first.r : (which == 1 ? first.k : (which == 2 ? first.v : first.v_first));
+    const float operand = from[channel + thread_ % kHead];
 
-    const Cursor parameters = cursor_, state = ahead(1);
-    cursor_ = ahead(1 + op.state_slots);
-    for (int g = 0; g < op.group_count; ++g) {
+    wait_for(op.head_trays);
+#pragma unroll
+    for (int i = 0; i < kMostGroups * kTiles / kWarps; ++i) {
+      const int g = warp_ / kTiles + i * kWarps / kTiles, row = warp_ % kTiles * kTile + lane_ / 4;
+      if (g >= op.group_count) break;
       const Group& group = op.groups[g];
-      const int slots = slots_of_tile(group, kTile);
-      for (int nth = 0; nth < kTiles; ++nth) {
-        if ((g * kTiles + nth) % kWarps == warp_) {
-          const float2 sums =
-              tile(group, cursor_, kTile, input(op.jobs[group.first_job].input), 0, 1, kWarps);
-          if (lane_ % 4 == 0) {
-            lora[g][nth * kTile + lane_ / 4] = sums.x;
-            lora[g][nth * kTile + lane_ / 4 + 8] = sums.y;
-          }
-        }
-        for (int piece = 0; piece < group.pieces; ++piece) cursor_ = ahead(slots);
+      const Cursor at = ahead(op.lora_trays[g]);
+      const SlotRow both[2] = {row_of(group, at, row), row_of(group, at, row + 8)};
+      float sums[2][4] = {};
+      add_products<TensorBf16, 1>(both, input(op.jobs[group.first_job].input), group.in, 0, sums);
+      if (lane_ % 4 == 0) {
+        lora[g][row] = sums[0][0] + sums[1][0];
+        lora[g][row + 8] = sums[0][2] + sums[1][2];
       }
     }
-    wait(block_.full(parameters.slot), parameters.parity);
-    const auto* const p = reinterpret_cast<const float*>(block_.slot(parameters.slot));
+    operands[which][thread_ % kHead] = operand;
+
+    const auto* const p = reinterpret_cast<const float*>(block_.slot(cursor_, 0));
     // A group of 16 threads has 1024 bytes, which are in one slot.
-    int at = thread_ / kStepLanes * 1024, piece = 0;
-    for (; at >= op.state_piece; at -= op.state_piece) ++piece;
-    const Cursor of_group = state.ahead(piece, slots_);
-    wait(block_.full(of_group.slot), of_group.parity);
+    int at = thread_ / kStepLanes * 1024, slot = 1;
+    for (; at >= op.state_piece; at -= op.state_piece) ++slot;
     const HeadStep step{.r = operands[0],
                         .decay = lora[0],
                         .rate = lora[1],
@@ -432,7 +426,7 @@ class Computer {
                         .r_k = p + 4 * kHead,
                         .gain = p + 5 * kHead,
                         .bias = p + 6 * kHead,
-                        .before = reinterpret_cast<const float*>(block_.slot(of_group.slot) + at) -
+                        .before = reinterpret_cast<const float*>(block_.slot(cursor_, slot) + at) -
                                   thread_ / kStepLanes * 256,
                         .state = first.state + static_cast<int64_t>(channel) * kHead,
                         .kept = 1.0f,
@@ -441,7 +435,8 @@ class Computer {
     static_assert(kStepThreads == kComputing);
     step_head(step, thread_, *block_.part<StepShared>(block_.at.step),
               static_cast<Bf16*>(op.step_y) + channel, [] { meet(); });
-    release(parameters, 1 + op.state_slots);
+    release(op.head_trays);
+    cursor_ = ahead(op.head_trays);
   }
 
   /// A warp adds every kWarps-th part of 32 outputs.
@@ -477,7 +472,6 @@ class Computer {
   }
 
   const Block& block_;
-  const int slots_;
   int thread_, lane_, warp_;
   Cursor cursor_;
   uint32_t needed_ = 0, hidden_tiles_ = 0;

@@ -28,63 +28,72 @@ class Fetcher {
   }
 
  private:
-  /// Waits until the slot is free.
-  __device__ __forceinline__ void begin(const Cursor& to, uint32_t bytes) {
-    wait(block_.empty(to.slot), to.parity ^ 1);
-    arrive_expecting(block_.full(to.slot), bytes);
-  }
-  __device__ __forceinline__ void advance(int slots) { cursor_ = cursor_.ahead(slots, block_.at.slots); }
-
-  /// Bytes in pieces, each lane one.
-  __device__ __forceinline__ void pieces(const void* from, int bytes, int piece, int slots) {
-    if (lane_ < slots) {
-      const Cursor to = cursor_.ahead(lane_, block_.at.slots);
-      const int at = lane_ * piece;
-      const auto count = static_cast<uint32_t>(min(piece, bytes - at));
-      begin(to, count);
-      copy_bulk(block_.slot(to.slot), static_cast<const uint8_t*>(from) + at, count, block_.full(to.slot));
+  /// The next tray, when it is free: lane l calls copy(slot, barrier) for slot l, which gets `bytes`; none
+  /// where that is 0.
+  template <typename Copy>
+  __device__ __forceinline__ void tray(uint32_t bytes, const Copy& copy) {
+    uint32_t all = lane_ < kSlotsOfTray ? bytes : 0;
+    static_assert(kSlotsOfTray == 4);
+    all += __shfl_xor_sync(kAllLanes, all, 1);
+    all += __shfl_xor_sync(kAllLanes, all, 2);
+    SharedBarrier* const full = block_.full(cursor_.tray);
+    if (lane_ == 0) {
+      if (under_way_ == block_.at.under_way) wait(block_.full(landing_.tray), landing_.parity);
+      wait(block_.empty(cursor_.tray), cursor_.parity ^ 1);
+      arrive_expecting(full, all);
     }
     __syncwarp();
-    advance(slots);
+    if (under_way_ == block_.at.under_way) {
+      landing_ = block_.ahead(landing_, 1);
+    } else {
+      ++under_way_;
+    }
+    if (lane_ < kSlotsOfTray && bytes > 0) copy(block_.slot(cursor_, lane_), full);
+    cursor_ = block_.ahead(cursor_, 1);
   }
 
   /// What norms read beside x.
   __device__ __forceinline__ void vectors(const Instruction& op) {
     const uint32_t needed = inputs_needed(block_, op);
-    const int bytes = 4 * op.width;
-    const auto fetch = [&](const float* from) { pieces(from, bytes, op.vector_piece, op.vector_slots); };
-    fetch(op.gain);
-    fetch(op.bias);
-    if (op.source != Source::norm_shift) return;
-    fetch(op.last);
-    for (int m = 0; m < op.input_count; ++m) {
-      if ((needed >> m & 1) != 0) fetch(op.mix + m * op.width);
+    const int bytes = 4 * op.width, each = op.vector_slots;
+    const int slots = (op.source == Source::norm_shift ? 3 + __popc(needed) : 2) * each;
+    for (int base = 0; base < slots; base += kSlotsOfTray) {
+      int vector = 0, piece = base + lane_ % kSlotsOfTray;
+      const bool any = piece < slots;
+      for (; piece >= each; piece -= each) ++vector;
+      const float* from = vector == 0 ? op.gain : (vector == 1 ? op.bias : op.last);
+      if (any && vector > 2) {
+        uint32_t left = needed;
+        for (int i = 3; i < vector; ++i) left &= left - 1;
+        from = op.mix + (__ffs(static_cast<int>(left)) - 1) * op.width;
+      }
+      const int at = piece * op.vector_piece;
+      const uint32_t count = any ? min(op.vector_piece, bytes - at) : 0;
+      tray(count, [&](void* slot, SharedBarrier* full) {
+        copy_bulk(slot, reinterpret_cast<const uint8_t*>(from) + at, count, full);
+      });
     }
   }
 
-  /// Each lane a slot.
   __device__ __forceinline__ void tile(const Group& group, const Job& job, int row, int rows) {
-    const int slots = slots_of_tile(group, rows), log = group.log_rows_of_slot;
+    const int log = group.log_rows_of_slot, of_tray = kSlotsOfTray << log;
     for (int piece = 0; piece < group.pieces; ++piece) {
-      if (lane_ < slots) {
-        const int first = row + (lane_ << log), count = min(1 << log, row + rows - first);
-        const bool last = piece + 1 == group.pieces;
-        const auto bytes = static_cast<uint32_t>(count * (last ? group.last_bytes : group.row_bytes));
-        const auto scales = static_cast<uint32_t>(count * (last ? group.last_scales : group.scales_bytes));
-        const Cursor to = cursor_.ahead(lane_, block_.at.slots);
-        unsigned char* const slot = block_.slot(to.slot);
-        begin(to, bytes + scales);
-        copy_bulk(slot, job.body + static_cast<int64_t>(first) * group.row_stride + piece * group.row_bytes,
-                  bytes, block_.full(to.slot));
-        if (scales > 0) {
-          copy_bulk(slot + (group.row_bytes << log),
-                    reinterpret_cast<const uint8_t*>(job.scales) +
-                        static_cast<int64_t>(first) * group.scales_stride + piece * group.scales_bytes,
-                    scales, block_.full(to.slot));
-        }
+      const bool last = piece + 1 == group.pieces;
+      const int body = last ? group.last_bytes : group.row_bytes,
+                scales = last ? group.last_scales : group.scales_bytes;
+      const uint8_t* from = job.body + piece * group.row_bytes;
+      const uint8_t* from_scales = reinterpret_cast<const uint8_t*>(job.scales) + piece * group.scales_bytes;
+      for (int base = 0; base < rows; base += of_tray) {
+        const int first = base + (lane_ << log), count = max(0, min(1 << log, rows - first));
+        tray(static_cast<uint32_t>(count * (body + scales)), [&](unsigned char* slot, SharedBarrier* full) {
+          const int64_t which = row + first;
+          copy_bulk(slot, from + which * group.row_stride, static_cast<uint32_t>(count * body), full);
+          if (scales > 0) {
+            copy_bulk(slot + (group.row_bytes << log), from_scales + which * group.scales_stride,
+                      static_cast<uint32_t>(count * scales), full);
+          }
+        });
       }
-      __syncwarp();
-      advance(slots);
     }
   }
 
@@ -100,55 +109,54 @@ class Fetcher {
     if (last >= 0) values(op, last);
   }
   __device__ __forceinline__ void values(const Instruction& op, int row) {
-    wait(block_.part<SharedBarrier>(block_.at.hidden_ready), hidden_tiles_ & 1);
-    const float* const hidden = block_.part<float>(block_.at.hidden) + (hidden_tiles_ & 3) * kTile;
+    if (lane_ == 0) wait(block_.part<SharedBarrier>(block_.at.hidden_ready), hidden_tiles_ & 1);
+    __syncwarp();
+    const Hidden& hidden = block_.part<Hidden>(block_.at.hidden)[hidden_tiles_ % kHiddenTiles];
     ++hidden_tiles_;
-    const bool wanted = lane_ < kTile && hidden[lane_ % kTile] != 0.0f;
-    const uint32_t all = __ballot_sync(kAllLanes, wanted);
-    const int row_bytes = 2 * op.out, nth = __popc(all & ((1u << lane_) - 1));
-    for (int piece = 0; piece < op.value_pieces; ++piece) {
-      if (wanted) {
-        const int from = piece * op.value_piece;
-        const auto bytes = static_cast<uint32_t>(min(op.value_piece, row_bytes - from));
-        const Cursor to = cursor_.ahead(nth * op.value_pieces + piece, block_.at.slots);
-        begin(to, bytes);
-        copy_bulk(block_.slot(to.slot), op.value + static_cast<int64_t>(row + lane_) * row_bytes + from, bytes,
-                  block_.full(to.slot));
-      }
-      __syncwarp();
+    const int row_bytes = 2 * op.out, pieces = op.value_pieces, slots = hidden.count * pieces;
+    for (int base = 0; base < slots; base += kSlotsOfTray) {
+      int nth = 0, piece = base + lane_ % kSlotsOfTray;
+      const bool any = piece < slots;
+      for (; piece >= pieces; piece -= pieces) ++nth;
+      const int at = piece * op.value_piece;
+      const uint32_t bytes = any ? min(op.value_piece, row_bytes - at) : 0;
+      const int64_t which = row + (any ? hidden.rows[nth] : 0);
+      tray(bytes, [&](void* slot, SharedBarrier* full) {
+        copy_bulk(slot, op.value + which * row_bytes + at, bytes, full);
+      });
     }
-    advance(__popc(all) * op.value_pieces);
   }
 
   __device__ __forceinline__ void time_mix(const Instruction& op, int head) {
-    if (lane_ == 0) {
-      constexpr uint32_t kBytes = kHead * sizeof(float);
-      const HeadStep& p = op.first_head;
-      begin(cursor_, kHeadParameters * kBytes);
-      unsigned char* to = block_.slot(cursor_.slot);
-      // The first block has no v0, and does not look at it.
-      const float* const all[] = {p.w0,  p.a0,   p.k_k,  p.k_a,
-                                  p.r_k, p.gain, p.bias, p.v0 != nullptr ? p.v0 : p.w0};
-      for (const float* from : all) {
-        copy_bulk(to, from + head * kHead, kBytes, block_.full(cursor_.slot));
-        to += kBytes;
-      }
+    constexpr uint32_t kBytes = kHead * sizeof(float);
+    constexpr int kState = kHead * kHead * static_cast<int>(sizeof(float));
+    const HeadStep& p = op.first_head;
+    const auto* state = reinterpret_cast<const uint8_t*>(p.before) + static_cast<int64_t>(head) * kState;
+    for (int base = 0; base < 1 + op.state_slots; base += kSlotsOfTray) {
+      const int slot = base + lane_ % kSlotsOfTray, at = (slot - 1) * op.state_piece;
+      uint32_t bytes = kHeadParameters * kBytes;
+      if (slot > 0) bytes = slot <= op.state_slots ? min(op.state_piece, kState - at) : 0;
+      tray(bytes, [&](unsigned char* to, SharedBarrier* full) {
+        if (slot > 0) return copy_bulk(to, state + at, bytes, full);
+        // The first block has no v0, and does not look at it.
+        const float* const all[] = {p.w0,  p.a0,   p.k_k,  p.k_a,
+                                    p.r_k, p.gain, p.bias, p.v0 != nullptr ? p.v0 : p.w0};
+        for (const float* from : all) {
+          copy_bulk(to, from + head * kHead, kBytes, full);
+          to += kBytes;
+        }
+      });
     }
-    __syncwarp();
-    advance(1);
-    pieces(op.first_head.before + static_cast<int64_t>(head) * kHead * kHead, kHead * kHead * 4, op.state_piece,
-           op.state_slots);
     for (int g = 0; g < op.group_count; ++g) {
       const Group& group = op.groups[g];
-      for (int row = 0; row < kHead; row += kTile) {
-        tile(group, op.jobs[group.first_job], head * kHead + row, kTile);
-      }
+      tile(group, op.jobs[group.first_job], head * kHead, kHead);
     }
   }
 
   const Block& block_;
   int lane_;
-  Cursor cursor_;
+  Cursor cursor_, landing_;  // landing_: the first tray that may be on its way
+  int under_way_ = 0;        // trays from there to cursor_
   uint32_t hidden_tiles_ = 0;
 };
 

@@ -24,11 +24,11 @@ int32_t int_of(int64_t x) { return static_cast<int32_t>(x); }
 int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t rounded_up(int64_t a, int64_t b) { return divided_up(a, b) * b; }
 
-/// Whether rows of the matrix, and parts of kUnit elements, can be copied and read as they are.
+/// Whether rows of the matrix, and pieces of them, can be copied and read as they are.
 bool fits(const GpuMatrix& m) {
   const bool type = m.type == DType::bf16 || m.type == DType::q8_0 || m.type == DType::q4_0 ||
                     m.type == DType::q4_k || m.type == DType::q5_k;
-  const bool width = m.in % (m.scales != nullptr ? kUnit : 8) == 0;
+  const bool width = m.in % (m.type == DType::bf16 ? 32 : kUnit) == 0;  // bfloat16: whole steps
   return type && width && !m.input_major && aligned(m.body) && aligned(m.scales);
 }
 bool one_row(const ConstView& view, DType type) {
@@ -315,7 +315,7 @@ std::shared_ptr<Program> ResidentComposer::finish() {
   flush();
   require(!list_.empty());
   // Slots have room for the longest row, or piece of one; other things come in as many as they need.
-  int64_t slot = 1024, inputs = 0, slots = kTile;  // needed at once
+  int64_t slot = 1024, inputs = 0, trays = kTile / kSlotsOfTray;  // needed at once
   for (Instruction& op : list_) {
     for (int g = 0; g < op.group_count; ++g) {
       slot = std::max<int64_t>(slot, op.groups[g].row_bytes + op.groups[g].scales_bytes);
@@ -333,28 +333,30 @@ std::shared_ptr<Program> ResidentComposer::finish() {
     if (op.source != Source::rows) {
       const Pieces all = pieces_of(4 * op.width, slot, 16);
       op.vector_piece = all.bytes, op.vector_slots = all.slots;
-      slots = std::max<int64_t>(slots, all.slots);
+      const int64_t vectors = 3 + most_inputs(op, gpu_.multiprocessors());
+      trays = std::max(trays, divided_up(vectors * all.slots, kSlotsOfTray));
     }
     if (op.kind == Kind::channel_mix) {
       const Pieces all = pieces_of(2 * op.out, slot, 16);
       op.value_piece = all.bytes, op.value_pieces = all.slots;
-      slots = std::max<int64_t>(slots, kTile * all.slots);
+      trays = std::max(trays, divided_up(kTile * all.slots, kSlotsOfTray));
     }
     if (op.kind == Kind::time_mix) {
       const Pieces all = pieces_of(kHead * kHead * 4, slot, 1024);
       op.state_piece = all.bytes, op.state_slots = all.slots;
-      int64_t head = 1 + all.slots;
+      op.head_trays = int_of(divided_up(1 + all.slots, kSlotsOfTray));
       for (int g = 0; g < op.group_count; ++g) {
-        head += (kHead >> op.groups[g].log_rows_of_slot) * op.groups[g].pieces;
+        require(op.groups[g].pieces == 1 && op.groups[g].type == static_cast<int32_t>(DType::bf16));
+        op.lora_trays[g] = op.head_trays;
+        op.head_trays += kHead / kSlotsOfTray >> op.groups[g].log_rows_of_slot;
       }
-      slots = std::max<int64_t>(slots, head);
+      trays = std::max<int64_t>(trays, op.head_trays);
     }
-    require(op.vector_slots <= 32 && op.state_slots < 32);  // lanes
   }
   auto program = std::make_shared<Program>();
   // Rows in neighbouring slots begin in other halves of the memory's banks.
   program->layout = layout_for(int_of(rounded_up(slot, 128) + 64), int_of(inputs));
-  require(program->layout.slots >= slots);
+  require(program->layout.trays >= trays);
   program->length = int_of(static_cast<int64_t>(list_.size()));
   program->count = Buffer(DType::u8, {2 * sizeof(uint32_t)}, gpu_.allocator());
   program->parts = Buffer(DType::f32, {std::max<int64_t>(1, gpu_.multiprocessors() * parts_)}, gpu_.allocator());

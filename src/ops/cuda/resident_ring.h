@@ -5,10 +5,15 @@
 #include "ops/cuda/kernel.h"
 #include "ops/cuda/resident.h"
 
-/// The ring of slots through which weights come, and who has which rows. The warp that fetches and those that
-/// compute go through a block's rows in one order, each by its own Cursor. All threads go through these
-/// computations for a few rows at a time: nothing here divides.
+/// The ring of trays through which weights come, and who has which rows. The warp that fetches and those that
+/// compute go through a block's rows in one order, each by its own Cursor. All of this is done for a few rows
+/// at a time, so that a hundred instructions are too many; nothing here divides.
 namespace rwkvx::cuda::resident {
+
+struct Cursor {
+  int tray = 0;
+  uint32_t parity = 0;  // of the phase in which the tray is filled
+};
 
 /// A block's shared memory.
 struct Block {
@@ -20,9 +25,20 @@ struct Block {
   __device__ __forceinline__ T* part(int32_t offset) const {
     return reinterpret_cast<T*>(memory + offset);
   }
-  __device__ __forceinline__ unsigned char* slot(int i) const { return memory + i * at.slot_bytes; }
-  __device__ __forceinline__ SharedBarrier* full(int i) const { return part<SharedBarrier>(at.full) + i; }
-  __device__ __forceinline__ SharedBarrier* empty(int i) const { return part<SharedBarrier>(at.empty) + i; }
+  /// n: as many as there are trays at most.
+  __device__ __forceinline__ Cursor ahead(const Cursor& from, int n) const {
+    const int to = from.tray + n;
+    return to < at.trays ? Cursor{to, from.parity} : Cursor{to - at.trays, from.parity ^ 1};
+  }
+  /// Slot i of the trays from `from` on.
+  __device__ __forceinline__ unsigned char* slot(const Cursor& from, int i) const {
+    const int tray = ahead(from, i / kSlotsOfTray).tray;
+    return memory + tray * at.tray_bytes + i % kSlotsOfTray * at.slot_bytes;
+  }
+  __device__ __forceinline__ SharedBarrier* full(int tray) const { return part<SharedBarrier>(at.full) + tray; }
+  __device__ __forceinline__ SharedBarrier* empty(int tray) const {
+    return part<SharedBarrier>(at.empty) + tray;
+  }
   /// The first that is this block's, or with 1 for `next` the next block's.
   __device__ __forceinline__ int first_of(const Share& share, int next = 0) const {
     const int i = index + next;
@@ -30,15 +46,13 @@ struct Block {
   }
 };
 
-struct Cursor {
-  int slot = 0;
-  uint32_t parity = 0;  // of the phase in which the slot is filled
-  /// n: as many as there are slots at most.
-  __device__ __forceinline__ Cursor ahead(int n, int slots) const {
-    const int to = slot + n;
-    return to < slots ? Cursor{to, parity} : Cursor{to - slots, parity ^ 1};
-  }
+/// The hidden values of a tile that are not zero.
+struct Hidden {
+  float values[kTile];
+  int32_t rows[kTile];  // of the tile
+  int32_t count, unused[3];
 };
+inline constexpr int kHiddenTiles = 4;  // kept
 
 /// Calls each(job, row, rows) for the tiles of this block's share of the group's rows.
 template <typename Each>
@@ -53,8 +67,13 @@ __device__ __forceinline__ void for_tiles(const Block& block, const Instruction&
     end -= out;
   }
 }
-__device__ __forceinline__ int slots_of_tile(const Group& group, int rows) {
-  return (rows + (1 << group.log_rows_of_slot) - 1) >> group.log_rows_of_slot;  // for each piece
+/// Of n slots.
+__device__ __forceinline__ int trays_of(int slots) { return (slots + kSlotsOfTray - 1) / kSlotsOfTray; }
+/// Of a piece of each row of a tile.
+__device__ __forceinline__ int trays_of_tile(const Group& group, int rows) {
+  const int log = group.log_rows_of_slot + 2;
+  static_assert(kSlotsOfTray == 4);
+  return (rows + (1 << log) - 1) >> log;
 }
 
 /// Calls each(head) for the heads of this block: as far apart as there are blocks for.
