@@ -49,6 +49,18 @@ inline void copy_bulk(void* shared, const void* global, uint32_t bytes, SharedBa
   });
 }
 
+using SharedAddress = const unsigned char*;
+inline SharedAddress address_of(const void* p) { return static_cast<const unsigned char*>(p); }
+template <typename T>
+void load_shared(T& v, SharedAddress at) {
+  memcpy(&v, at, sizeof v);
+}
+
+inline void set_count(uint32_t* count, uint32_t to) { *count = to; }
+inline void wait_for_shared_count(const uint32_t* count, uint32_t at_least) {
+  while (*count < at_least) emulated::wait_a_turn();
+}
+
 template <int id, int threads>
 void sync_some() {
   emulated::barrier_of(id, threads);

@@ -161,7 +161,7 @@ struct TensorQ4_K {
   __device__ __forceinline__ void clear() { header = q = kNoWords; }
   template <typename Row>
   __device__ __forceinline__ void load(const Row& row, int unit, bool valid) {
-    const uint8_t* block = row.body + static_cast<int64_t>(unit / 8) * static_cast<int>(sizeof(BlockQ4_K));
+    const auto block = row.body + static_cast<int64_t>(unit / 8) * static_cast<int>(sizeof(BlockQ4_K));
     row.reused(header, block, valid);
     row.once(q, block + 16 + unit % 8 * 16, valid);
   }
@@ -187,7 +187,7 @@ struct TensorQ5_K {
   __device__ __forceinline__ void clear() { header = q = bits = kNoWords; }
   template <typename Row>
   __device__ __forceinline__ void load(const Row& row, int unit, bool valid) {
-    const uint8_t* block = row.body + static_cast<int64_t>(unit / 8) * static_cast<int>(sizeof(BlockQ5_K));
+    const auto block = row.body + static_cast<int64_t>(unit / 8) * static_cast<int>(sizeof(BlockQ5_K));
     row.reused(header, block, valid);
     row.reused(bits, block + 16 + unit % 2 * 16, valid);
     row.once(q, block + 48 + unit % 8 * 16, valid);
@@ -221,7 +221,7 @@ struct TensorQ6_K {
   __device__ __forceinline__ void clear() { low = high = kNoWords, sub = make_uint2(0, 0), d = 0; }
   template <typename Row>
   __device__ __forceinline__ void load(const Row& row, int unit, bool valid) {
-    const uint8_t* block = row.body + static_cast<int64_t>(unit / 8) * kBodyQ6_K;
+    const auto block = row.body + static_cast<int64_t>(unit / 8) * kBodyQ6_K;
     const int h = unit % 8 / 4, first = unit % 2;
     row.once(low, block + h * 64 + unit % 4 / 2 * 32 + first * 16, valid);
     row.reused(high, block + 128 + h * 32 + first * 16, valid);

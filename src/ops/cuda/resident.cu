@@ -87,7 +87,8 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(const __grid_cons
     init_barrier(block.full(i), 1);
     init_barrier(block.empty(i), kWarps);
   }
-  if (thread == 0) init_barrier(block.part<SharedBarrier>(block.at.hidden_ready), 1);
+  if (thread < kHiddenTiles) init_barrier(block.part<SharedBarrier>(block.at.hidden_ready) + thread, 1);
+  if (thread == 0) *block.part<uint32_t>(block.at.fetched) = 0;
   fence_barriers();
   __syncthreads();
   if (thread >= kComputing) {
@@ -114,16 +115,16 @@ Layout layout_for(int32_t slot_bytes, int32_t input_bytes) {
     };
     layout.full = take(layout.trays * int64_t{sizeof(SharedBarrier)});
     layout.empty = take(layout.trays * int64_t{sizeof(SharedBarrier)});
-    layout.hidden_ready = take(sizeof(SharedBarrier));
+    layout.hidden_ready = take(kHiddenTiles * sizeof(SharedBarrier));
+    layout.fetched = take(sizeof(uint32_t));
     layout.inputs = take(input_bytes);
     layout.instructions = take(2 * sizeof(Instruction));
     layout.fetching = take(2 * sizeof(Instruction));
-    layout.partials = take(2 * kWarps * kTile * sizeof(float));
     layout.hidden = take(kHiddenTiles * sizeof(Hidden));
     layout.lora = take(4 * kHead * sizeof(float));
     layout.operands = take(4 * kHead * sizeof(float));
     layout.step = take(sizeof(StepShared));
-    layout.scratch = take(2 * kWarps * sizeof(float));
+    layout.scratch = take(kWarps * 32 * sizeof(float));
     layout.bytes = at;
   };
   place(0);

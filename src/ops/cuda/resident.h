@@ -16,14 +16,14 @@ namespace rwkvx::cuda::resident {
 inline constexpr int kWarps = 8;  // of a block, that compute; one more fetches
 inline constexpr int kComputing = 32 * kWarps;
 inline constexpr int kThreads = kComputing + 32;
-inline constexpr int kTile = 16;  // rows of weights that the warps have at a time, sharing their columns
+inline constexpr int kTile = 8;  // rows of weights that a warp has at a time
 inline constexpr int kMostJobs = 7;
 inline constexpr int kMostGroups = 4;
 inline constexpr int kMostInputs = 6;
 inline constexpr int kMostQuads = 4;                            // of the channels, of a thread
 inline constexpr int kMostWidth = 4 * kMostQuads * kComputing;  // channels
-inline constexpr int kMostSums = 2;                             // 8 outputs each, of a thread
-inline constexpr int kMostSparseOut = 8 * kMostSums * kComputing;
+inline constexpr int kMostSums = 4;                             // 4 outputs each, of a thread
+inline constexpr int kMostSparseOut = 4 * kMostSums * kComputing;
 
 /// How a number of things is shared among the blocks, in order: `extra` of them have one more than `each`.
 struct Share {
@@ -113,10 +113,11 @@ inline constexpr int kSlotsOfTray = 4;
 struct Layout {
   int32_t trays, slot_bytes, tray_bytes;
   int32_t under_way;                  // trays that are fetched at a time
-  int32_t full, empty, hidden_ready;  // SharedBarriers
+  int32_t full, empty, hidden_ready;  // SharedBarriers, of each tray, and of kHiddenTiles
+  int32_t fetched;  // trays, in all
   int32_t inputs;
   int32_t instructions, fetching;  // two each
-  int32_t partials, hidden, lora, operands, step, scratch;
+  int32_t hidden, lora, operands, step, scratch;
   int32_t bytes;
 };
 

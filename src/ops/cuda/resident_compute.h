@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include "ops/cuda/activation.h"
 #include "ops/cuda/few_rows_units.h"
 #include "ops/cuda/resident_ring.h"
@@ -10,58 +12,111 @@ namespace rwkvx::cuda::resident {
 
 /// A row of weights in a slot.
 struct SlotRow {
-  const uint8_t* body;
-  const uint16_t* scales;
-  template <typename T>
-  __device__ __forceinline__ static void once(T& v, const void* p, bool valid) {
-    if (valid) v = *static_cast<const T*>(p);
+  template <int kBytes>
+  struct Elements {
+    SharedAddress at;
+    __device__ __forceinline__ Elements operator+(int64_t i) const { return {at + kBytes * static_cast<int>(i)}; }
+  };
+  Elements<1> body;
+  Elements<2> scales;
+  template <typename T, typename Address>
+  static __device__ __forceinline__ void once(T& v, Address p, bool) {
+    load_shared(v, p.at);
   }
-  template <typename T>
-  __device__ __forceinline__ static void reused(T& v, const void* p, bool valid) {
-    once(v, p, valid);
+  template <typename T, typename Address>
+  static __device__ __forceinline__ void reused(T& v, Address p, bool) {
+    load_shared(v, p.at);
   }
 };
 
-/// Adds the products of 16 rows with x, [elements] bfloat16, over every kStride-th step of k from `first`, to
-/// column 0 of `sums`, two fragments of mma_bf16() whose sum counts: the lane has whole units of rows g and
-/// g + 8. A step is 4 units, and elements are a multiple of it.
-template <typename Unit, int kStride>
-__device__ __forceinline__ void add_products(const SlotRow (&rows)[2], const unsigned char* x, int elements,
-                                             int first, float (&sums)[2][4]) {
-  constexpr int kTogether = Unit::kElements == 8 ? 5 : 1;
-  const int units = elements / Unit::kElements;
-#pragma unroll kTogether
-  for (int unit = 4 * first + static_cast<int>(threadIdx.x) % 4; unit < units; unit += 4 * kStride) {
-    Unit w[2];
-    w[0].load(rows[0], unit, true);
-    w[1].load(rows[1], unit, true);
-    const auto scales0 = w[0].scales(unit), scales1 = w[1].scales(unit);
+/// Inputs lie in groups of 8 elements, four words, of which the second and third have changed places: half of a
+/// group is what a lane needs of it.
+__device__ __forceinline__ void store_input(unsigned char* to, int quad, float4 v) {
+  auto* const words = reinterpret_cast<uint32_t*>(to) + quad / 2 * 4 + quad % 2;
+  words[0] = pack_bf16(v.x, v.y);
+  words[2] = pack_bf16(v.z, v.w);
+}
+
+/// The part of an input that a lane multiplies with a unit: of each group words 0 and 2 of its pairs, or 1 and 3
+/// in lanes of odd rows.
+template <typename Unit>
+struct UnitInput {
+  static constexpr int kGroups = Unit::kElements / 8;
+  using Words = std::conditional_t<Unit::kMixed, uint4, uint2>;
+  Words words[kGroups];
+  __device__ __forceinline__ void load(SharedAddress x, int unit, bool odd) {
 #pragma unroll
-    for (int group = 0; group < Unit::kElements / 8; ++group) {
-      const uint4 v =
-          in_group_order<Unit::kMixed>(*reinterpret_cast<const uint4*>(x + 2 * Unit::at(unit, group)));
-      uint32_t w0[4], w1[4];
-      w[0].pairs(scales0, unit, group, w0);
-      w[1].pairs(scales1, unit, group, w1);
-      mma_bf16(sums[0], {w0[0], w1[0], w0[1], w1[1]}, {v.x, v.y});
-      mma_bf16(sums[1], {w0[2], w1[2], w0[3], w1[3]}, {v.z, v.w});
+    for (int g = 0; g < kGroups; ++g) {
+      load_shared(words[g], x + 2 * Unit::at(unit, g) + (Unit::kMixed || !odd ? 0 : 8));
     }
   }
+  __device__ __forceinline__ uint2 of_group(int g, bool odd) const {
+    if constexpr (Unit::kMixed) {
+      const uint32_t halves = odd ? 0x7632u : 0x5410u;
+      const uint4& v = words[g];  // words 0, 2, 1, 3
+      return make_uint2(pick_bytes(v.x, v.z, halves), pick_bytes(v.y, v.w, halves));
+    } else {
+      return words[g];
+    }
+  }
+};
+
+/// The products of 8 rows with x, [elements] bfloat16: lane 4 g gets that of row g. Elements are a multiple of a
+/// step of k, 4 units. Lane (g, t) has whole units of row g; two words of a group of 8 are row g of mma_bf16()'s
+/// first operand, the other two row g + 8, and what belongs to them of x is in columns 0 and 1 of the second:
+/// so all the products are in the results (g, 0) and (g + 8, 1).
+template <typename Unit>
+__device__ __forceinline__ float products_of(const SlotRow& row, SharedAddress x, int elements) {
+  // Steps that are loaded together.
+  constexpr int kTogether = Unit::kElements == 8 ? 8 : (Unit::kElements == 16 ? 4 : 2);
+  const int lane = static_cast<int>(threadIdx.x) % 32, units = elements / Unit::kElements;
+  const bool odd = lane / 4 % 2 != 0;
+  float sums[4][4] = {};  // several, as one product waits for the one before
+  Unit w[kTogether];
+  UnitInput<Unit> v[kTogether];
+  const auto multiply = [&](int s, int unit) {
+    const auto scales = w[s].scales(unit);
+#pragma unroll
+    for (int g = 0; g < Unit::kElements / 8; ++g) {
+      uint32_t pairs[4];
+      w[s].pairs(scales, unit, g, pairs);
+      const uint2 of_x = v[s].of_group(g, odd);
+      mma_bf16(sums[(s + g) % 4], pairs, {of_x.x, of_x.y});
+    }
+  };
+  int unit = lane % 4;
+#pragma unroll 1
+  for (; unit + 4 * (kTogether - 1) < units; unit += 4 * kTogether) {
+#pragma unroll
+    for (int s = 0; s < kTogether; ++s) {
+      w[s].load(row, unit + 4 * s, true);
+      v[s].load(x, unit + 4 * s, odd);
+    }
+    __syncwarp();  // or the assembler moves each load to where it is used, and the warp waits there
+#pragma unroll
+    for (int s = 0; s < kTogether; ++s) multiply(s, unit + 4 * s);
+  }
+#pragma unroll 1
+  for (; unit < units; unit += 4) {
+    w[0].load(row, unit, true);
+    v[0].load(x, unit, odd);
+    multiply(0, unit);
+  }
+  return ((sums[0][0] + sums[0][3]) + (sums[1][0] + sums[1][3])) +
+         ((sums[2][0] + sums[2][3]) + (sums[3][0] + sums[3][3]));
 }
-template <int kStride>
-__device__ __forceinline__ void add_products(DType type, const SlotRow (&rows)[2], const unsigned char* x,
-                                             int elements, int first, float (&sums)[2][4]) {
+__device__ __forceinline__ float products_of(DType type, const SlotRow& row, SharedAddress x, int elements) {
   switch (type) {
     case DType::q8_0:
-      return add_products<TensorQ8_0, kStride>(rows, x, elements, first, sums);
+      return products_of<TensorQ8_0>(row, x, elements);
     case DType::q4_0:
-      return add_products<TensorQ4_0, kStride>(rows, x, elements, first, sums);
+      return products_of<TensorQ4_0>(row, x, elements);
     case DType::q4_k:
-      return add_products<TensorQ4_K, kStride>(rows, x, elements, first, sums);
+      return products_of<TensorQ4_K>(row, x, elements);
     case DType::q5_k:
-      return add_products<TensorQ5_K, kStride>(rows, x, elements, first, sums);
+      return products_of<TensorQ5_K>(row, x, elements);
     default:
-      return add_products<TensorBf16, kStride>(rows, x, elements, first, sums);
+      return products_of<TensorBf16>(row, x, elements);
   }
 }
 
@@ -112,18 +167,20 @@ class Computer {
     return block_.part<unsigned char>(block_.at.inputs) + place_of_input(needed_, i) * input_pitch_;
   }
   __device__ __forceinline__ Cursor ahead(int n) const { return block_.ahead(cursor_, n); }
-  /// Until n trays from the `first`th on are filled, n ≤ 32.
-  __device__ __forceinline__ void wait_for(int n, int first = 0) const {
+  /// Until the next n trays are filled, n ≤ 32.
+  __device__ __forceinline__ void wait_for(int n) const {
     if (lane_ < n) {
-      const Cursor at = ahead(first + lane_);
+      const Cursor at = ahead(lane_);
+      // A barrier tells two phases apart, and a warp may come here some rounds of the ring before a tray does.
+      wait_for_shared_count(block_.part<uint32_t>(block_.at.fetched), at.before + 1);
       wait(block_.full(at.tray), at.parity);
     }
     __syncwarp();
   }
-  /// This warp needs n trays from the `first`th on no more.
-  __device__ __forceinline__ void release(int n, int first = 0) const {
+  /// This warp, and as many as it speaks for, need the next n trays no more.
+  __device__ __forceinline__ void release(int n, uint32_t warps = 1) const {
     __syncwarp();
-    if (lane_ < n) arrive(block_.empty(ahead(first + lane_).tray));
+    if (lane_ < n) arrive(block_.empty(ahead(lane_).tray), warps);
   }
   /// What a norm reads beside x: gain, bias, the last row, and the shares of the inputs needed.
   __device__ __forceinline__ int vectors(const Instruction& op) const {
@@ -135,7 +192,10 @@ class Computer {
       if ((needed_ >> i & 1) == 0) continue;
       const auto* from = static_cast<const uint4*>(op.inputs[i]);
       auto* to = reinterpret_cast<uint4*>(input(i));
-      for (int q = thread_; q < op.input_elements[i] / 8; q += kComputing) to[q] = from[q];
+      for (int q = thread_; q < op.input_elements[i] / 8; q += kComputing) {
+        const uint4 v = from[q];
+        to[q] = make_uint4(v.x, v.z, v.y, v.w);  // as store_input()
+      }
     }
   }
 
@@ -160,18 +220,16 @@ class Computer {
       const int q = thread_ + i * kComputing;
       n[i] = q < quads ? load4(op.x + 4 * q) : make_float4(0, 0, 0, 0);
     }
-    // Where this thread's quads of a vector lie, in its slots.
-    int slot[kMostQuads], at[kMostQuads];
+    // Where this thread's quads of a vector lie, from its first slot on: all are in one tray.
+    int at[kMostQuads];
 #pragma unroll
     for (int i = 0; i < kMostQuads; ++i) {
       at[i] = 16 * min(thread_ + i * kComputing, quads - 1);
-      slot[i] = 0;
-      for (; at[i] >= op.vector_piece; at[i] -= op.vector_piece) ++slot[i];
+      int slot = 0;
+      for (; at[i] >= op.vector_piece; at[i] -= op.vector_piece) ++slot;
+      at[i] += slot * block_.at.slot_bytes;
     }
-    const auto vector = [&](int which, int i) {
-      const unsigned char* const from = block_.slot(cursor_, which * op.vector_slots + slot[i]);
-      return *reinterpret_cast<const float4*>(from + at[i]);
-    };
+    const auto vector = [&](int which) { return block_.slot(cursor_, which * op.vector_slots); };
     float sum = 0.0f, squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < kMostQuads; ++i) sum += (n[i].x + n[i].y) + (n[i].z + n[i].w);
@@ -186,30 +244,39 @@ class Computer {
     const float scale = 1.0f / sqrtf(sum_of_all(squares, 1) / width + op.eps);
     const bool shift = op.source == Source::norm_shift;
     const int first = block_.first_of(op.quads), end = block_.first_of(op.quads, 1);
+    const unsigned char *const gains = vector(0), *const biases = vector(1), *const lasts = vector(2);
+    float4 change[kMostQuads];
 #pragma unroll
     for (int i = 0; i < kMostQuads; ++i) {
       const int q = thread_ + i * kComputing;
       if (q >= quads) continue;
-      const float4 gain = vector(0, i), bias = vector(1, i);
+      const float4 gain = *reinterpret_cast<const float4*>(gains + at[i]),
+                   bias = *reinterpret_cast<const float4*>(biases + at[i]);
       n[i] = make_float4(n[i].x * scale * gain.x + bias.x, n[i].y * scale * gain.y + bias.y,
                          n[i].z * scale * gain.z + bias.z, n[i].w * scale * gain.w + bias.w);
       if (!shift) {
-        if (needed_ != 0) store4(reinterpret_cast<Bf16*>(input(0)) + 4 * q, n[i]);
+        if (needed_ != 0) store_input(block_.part<unsigned char>(block_.at.inputs), q, n[i]);
         continue;
       }
       if (q >= first && q < end) {
         kept_ = n[i];
         kept_to_ = op.last + 4 * q;
       }
-      const float4 last = vector(2, i);
-      const float4 change =
-          make_float4(last.x - n[i].x, last.y - n[i].y, last.z - n[i].z, last.w - n[i].w);
-      int place = 0;
-      for (uint32_t left = needed_; left != 0; left &= left - 1, ++place) {
-        const float4 share = vector(3 + place, i);
-        auto* const to = reinterpret_cast<Bf16*>(block_.part<unsigned char>(block_.at.inputs) + place * input_pitch_);
-        store4(to + 4 * q, make_float4(n[i].x + change.x * share.x, n[i].y + change.y * share.y,
-                                       n[i].z + change.z * share.z, n[i].w + change.w * share.w));
+      const float4 last = *reinterpret_cast<const float4*>(lasts + at[i]);
+      change[i] = make_float4(last.x - n[i].x, last.y - n[i].y, last.z - n[i].z, last.w - n[i].w);
+    }
+    const int places = shift ? __popc(needed_) : 0;
+    for (int place = 0; place < places; ++place) {
+      const unsigned char* const shares = vector(3 + place);
+      unsigned char* const to = block_.part<unsigned char>(block_.at.inputs) + place * input_pitch_;
+#pragma unroll
+      for (int i = 0; i < kMostQuads; ++i) {
+        const int q = thread_ + i * kComputing;
+        if (q >= quads) continue;
+        const float4 share = *reinterpret_cast<const float4*>(shares + at[i]);
+        store_input(to, q,
+               make_float4(n[i].x + change[i].x * share.x, n[i].y + change[i].y * share.y,
+                           n[i].z + change[i].z * share.z, n[i].w + change[i].w * share.w));
       }
     }
     const int trays = trays_of(vectors(op) * op.vector_slots);
@@ -221,51 +288,42 @@ class Computer {
   __device__ __forceinline__ SlotRow row_of(const Group& group, const Cursor& from, int row) const {
     const int log = group.log_rows_of_slot, within = row & ((1 << log) - 1);
     const unsigned char* const slot = block_.slot(from, row >> log);
-    return {slot + within * group.row_bytes,
-            reinterpret_cast<const uint16_t*>(slot + (group.row_bytes << log) + within * group.scales_bytes)};
+    return {{address_of(slot + within * group.row_bytes)},
+            {address_of(slot + (group.row_bytes << log) + within * group.scales_bytes)}};
   }
 
-  /// All warps together. One of them calls begin() before, and finish(sum) with the sum of row `lane` % 16.
+  /// The next tile: one warp's, which calls begin() before, and finish(sum); lane 4 g has that of row g.
   template <typename Begin, typename Finish>
-  __device__ __forceinline__ void shared_tile(const Group& group, int rows, const unsigned char* x,
-                                              const Begin& begin, const Finish& finish) {
-    const bool finishes = warp_ == turn_ % kWarps;
-    if (finishes) begin();
+  __device__ __forceinline__ void tile(const Group& group, int rows, int input_index, const Begin& begin,
+                                       const Finish& finish) {
     const int trays = trays_of_tile(group, rows);
-    const int row0 = min(lane_ / 4, rows - 1), row8 = min(lane_ / 4 + 8, rows - 1);
-    float sums[2][4] = {};
+    if (turn_++ % kWarps != warp_) {
+      for (int piece = 0; piece < group.pieces; ++piece) cursor_ = ahead(trays);
+      return;
+    }
+    begin();
+    SharedAddress x = address_of(input(input_index));
+    float sum = 0.0f;
     for (int piece = 0, left = group.in; piece < group.pieces; ++piece, left -= group.piece_elements) {
       wait_for(trays);
-      const SlotRow both[2] = {row_of(group, cursor_, row0), row_of(group, cursor_, row8)};
-      add_products<kWarps>(static_cast<DType>(group.type), both, x, min(left, group.piece_elements), warp_, sums);
+      sum += products_of(static_cast<DType>(group.type), row_of(group, cursor_, min(lane_ / 4, rows - 1)), x,
+                         min(left, group.piece_elements));
       x += 2 * group.piece_elements;
-      release(trays);
+      release(trays, kWarps);
       cursor_ = ahead(trays);
     }
-    float* const partials = block_.part<float>(block_.at.partials) + turn_ % 2 * kWarps * kTile;
-    if (lane_ % 4 == 0) {
-      partials[warp_ * kTile + lane_ / 4] = sums[0][0] + sums[1][0];
-      partials[warp_ * kTile + lane_ / 4 + 8] = sums[0][2] + sums[1][2];
-    }
-    meet();  // two buffers: whoever writes the other one again has met those who read it
-    if (finishes) {
-      float sum = 0.0f;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) sum += partials[w * kTile + lane_ % kTile];
-      finish(sum);
-    }
-    ++turn_;
+    finish(sum);
   }
 
   __device__ __forceinline__ void products(const Instruction& op) {
     for (int g = 0; g < op.group_count; ++g) {
       const Group& group = op.groups[g];
       for_tiles(block_, op, group, [&](const Job& job, int row, int rows) {
-        const int output = row + lane_;
-        const bool stores = lane_ < rows;
+        const int output = row + lane_ / 4;
+        const bool stores = lane_ % 4 == 0 && lane_ / 4 < rows;
         float before = 0.0f;
-        shared_tile(
-            group, rows, input(job.input),
+        tile(
+            group, rows, job.input,
             [&] {
               if (stores && job.add) before = static_cast<const float*>(job.y)[output];
             },
@@ -282,104 +340,116 @@ class Computer {
     }
   }
 
-  static constexpr int kValuesTogether = 4;  // value rows
-
-  /// Where this thread's columns of a value row lie: a slot and bytes within it.
-  struct Columns {
-    int slot[kMostSums], at[kMostSums];
-    bool any[kMostSums];
-    int warps;  // that have columns
-  };
-
   __device__ __forceinline__ void channel_mix(const Instruction& op) {
-    float sums[kMostSums][8] = {};
-    Columns columns;
-    columns.warps = min(kWarps, (op.out + 255) / 256);
+    const Group& group = op.groups[0];
+    float sums[kMostSums][4] = {};
+    int at[kMostSums];  // of this thread's columns in a value row's slots, in bytes
 #pragma unroll
     for (int i = 0; i < kMostSums; ++i) {
-      const int column = 8 * (thread_ + i * kComputing);
-      columns.any[i] = column < op.out;
-      columns.at[i] = 2 * column;
-      columns.slot[i] = 0;
-      for (; columns.any[i] && columns.at[i] >= op.value_piece; columns.at[i] -= op.value_piece) {
-        ++columns.slot[i];
+      at[i] = 8 * (thread_ + i * kComputing);
+      int slot = 0;
+      for (; at[i] >= op.value_piece && slot < op.value_pieces; at[i] -= op.value_piece) ++slot;
+      // Threads without columns add up anything, and store nothing.
+      at[i] = slot < op.value_pieces ? at[i] + slot * block_.at.slot_bytes : 0;
+    }
+    const int used = (op.out + 4 * kComputing - 1) / (4 * kComputing);
+    int tiles = 0;  // whose value rows are to come
+    const auto all_values = [&] {
+      for (; tiles > 0; --tiles) add_values(op, used, at, sums);
+    };
+    for_tiles(block_, op, group, [&](const Job& job, int, int rows) {
+      if (tiles == kHiddenTiles) {
+        all_values();
+        meet();  // all have read the hidden values that the next ones replace
       }
-    }
-    auto* const hidden = block_.part<Hidden>(block_.at.hidden);
-    int tiles = 0;
-    for_tiles(block_, op, op.groups[0], [&](const Job& job, int, int rows) {
-      Hidden& here = hidden[hidden_tiles_ % kHiddenTiles];
-      shared_tile(
-          op.groups[0], rows, input(job.input), [] {},
-          [&](float sum) {
-            const float y = to_float(from_float<Bf16>(activate(static_cast<Activation>(job.activation), sum)));
-            const bool wanted = lane_ < rows && y != 0.0f;
-            const uint32_t all = __ballot_sync(kAllLanes, wanted);
-            if (wanted) {
-              const int at = __popc(all & ((1u << lane_) - 1));
-              here.values[at] = y;
-              here.rows[at] = lane_;
-            }
-            if (lane_ == 0) here.count = __popc(all);
-            __syncwarp();
-            if (lane_ == 0) arrive(block_.part<SharedBarrier>(block_.at.hidden_ready));
-          });
-      ++hidden_tiles_;
-      if (tiles++ > 0) add_values(op, columns, hidden[(hidden_tiles_ - 2) % kHiddenTiles], sums);
+      const int which = hidden_tiles_++ % kHiddenTiles;
+      ++tiles;
+      tile(
+          group, rows, job.input, [] {}, [&](float sum) { keep_hidden(job, sum, rows, which); });
     });
-    if (tiles > 0) {
-      meet();
-      add_values(op, columns, hidden[(hidden_tiles_ - 1) % kHiddenTiles], sums);
-    }
+    all_values();
     float* const to = op.parts + static_cast<int64_t>(block_.index) * op.out;
 #pragma unroll
     for (int i = 0; i < kMostSums; ++i) {
-      if (!columns.any[i]) continue;
-      float* const at = to + 8 * (thread_ + i * kComputing);
-      store4(at, make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
-      store4(at + 4, make_float4(sums[i][4], sums[i][5], sums[i][6], sums[i][7]));
+      if (4 * (thread_ + i * kComputing) >= op.out) continue;
+      store4(to + 4 * (thread_ + i * kComputing), make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]));
     }
   }
-  /// Of the hidden values that are not zero, a tray of value rows at a time.
-  __device__ __forceinline__ void add_values(const Instruction& op, const Columns& columns,
-                                             const Hidden& hidden, float (&sums)[kMostSums][8]) {
-    const int pieces = op.value_pieces, slots = hidden.count * pieces, trays = trays_of(slots);
+  /// Of the tile's owner: lane 4 g has row g.
+  __device__ __forceinline__ void keep_hidden(const Job& job, float sum, int rows, int which) const {
+    Hidden& to = block_.part<Hidden>(block_.at.hidden)[which];
+    const float x = to_float(from_float<Bf16>(activate(static_cast<Activation>(job.activation), sum)));
+    const int row = lane_ / 4;
+    const bool wanted = lane_ % 4 == 0 && row < rows && x != 0.0f;
+    const uint32_t all = __ballot_sync(kAllLanes, wanted);
+    const int count = __popc(all);
+    if (wanted) {
+      const int place = __popc(all & ((1u << lane_) - 1));
+      to.values[place] = x;
+      to.rows[place] = row;
+    }
+    if (lane_ < kTile + 4 && lane_ >= count) to.values[lane_] = 0.0f;
+    if (lane_ == 0) to.count = count;
+    __syncwarp();
+    if (lane_ == 0) arrive(block_.part<SharedBarrier>(block_.at.hidden_ready) + which);
+  }
+  /// The value rows of the next tile of hidden values.
+  __device__ __forceinline__ void add_values(const Instruction& op, int used, const int (&at)[kMostSums],
+                                             float (&sums)[kMostSums][4]) {
+    const int which = value_tiles_ % kHiddenTiles;
+    if (lane_ == 0) {
+      wait(block_.part<SharedBarrier>(block_.at.hidden_ready) + which, value_tiles_ / kHiddenTiles & 1);
+    }
+    __syncwarp();
+    ++value_tiles_;
+    const Hidden& hidden = block_.part<Hidden>(block_.at.hidden)[which];
+    const int pieces = op.value_pieces, of_tray = pieces == 1 ? 4 : (pieces == 2 ? 2 : 1);
+    const int count = hidden.count, trays = trays_of(count * pieces);
     wait_for(trays);
-    if (warp_ < columns.warps) {
-      int nth = 0;
-      for (int left = hidden.count; left > 0; left -= kValuesTogether, nth += kValuesTogether) {
-        const float4 h4 = *reinterpret_cast<const float4*>(hidden.values + nth);
-        const float h[kValuesTogether] = {h4.x, h4.y, h4.z, h4.w};
-#pragma unroll
-        for (int i = 0; i < kMostSums; ++i) {
-          if (!columns.any[i]) continue;
-          uint4 words[kValuesTogether];
-#pragma unroll
-          for (int r = 0; r < kValuesTogether; ++r) {
-            words[r] = kNoWords;
-            if (r < left) {
-              const unsigned char* const slot = block_.slot(cursor_, (nth + r) * pieces + columns.slot[i]);
-              words[r] = *reinterpret_cast<const uint4*>(slot + columns.at[i]);
-            }
-          }
-#pragma unroll
-          for (int r = 0; r < kValuesTogether; ++r) {
-            if (r >= left) break;
-            float w[8];
-            unpack8(words[r], Bf16(), w);
-#pragma unroll
-            for (int c = 0; c < 8; ++c) sums[i][c] = fmaf(h[r], w[c], sums[i][c]);
-          }
-        }
-      }
+    Cursor tray = cursor_;
+    for (int nth = 0; nth < count; nth += of_tray) {
+      const SharedAddress from = address_of(block_.slot(tray, 0));
+      // Behind the last row the tray's first, times zero.
+      const int rows = min(of_tray, count - nth), row_bytes = pieces * block_.at.slot_bytes;
+      const float* const h = hidden.values + nth;
+      if (used == 1) add_tray<1>(from, h, rows, row_bytes, at, sums);
+      if (used == 2) add_tray<2>(from, h, rows, row_bytes, at, sums);
+      if (used == 3) add_tray<3>(from, h, rows, row_bytes, at, sums);
+      if (used == 4) add_tray<4>(from, h, rows, row_bytes, at, sums);
+      tray = block_.ahead(tray, 1);
     }
     release(trays);
     cursor_ = ahead(trays);
   }
+  template <int kSums>
+  static __device__ __forceinline__ void add_tray(SharedAddress from, const float* hidden, int rows,
+                                                  int row_bytes, const int (&at)[kMostSums],
+                                                  float (&sums)[kMostSums][4]) {
+    float h[kSlotsOfTray];
+    uint2 words[kSlotsOfTray][kSums];
+#pragma unroll
+    for (int r = 0; r < kSlotsOfTray; ++r) {
+      const bool valid = r < rows;
+      h[r] = valid ? hidden[r] : 0.0f;
+      const SharedAddress row = from + (valid ? r * row_bytes : 0);
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) load_shared(words[r][i], row + at[i]);
+    }
+    __syncwarp();  // as in products_of()
+#pragma unroll
+    for (int r = 0; r < kSlotsOfTray; ++r) {
+#pragma unroll
+      for (int i = 0; i < kSums; ++i) {
+        sums[i][0] = fmaf(h[r], low_bf16(words[r][i].x), sums[i][0]);
+        sums[i][1] = fmaf(h[r], high_bf16(words[r][i].x), sums[i][1]);
+        sums[i][2] = fmaf(h[r], low_bf16(words[r][i].y), sums[i][2]);
+        sums[i][3] = fmaf(h[r], high_bf16(words[r][i].y), sums[i][3]);
+      }
+    }
+  }
 
-  /// Each warp has tiles of the head's low-rank products.
+  /// Each warp has a tile of each of the head's low-rank products.
   __device__ __forceinline__ void time_mix(const Instruction& op, int head) {
-    constexpr int kTiles = kHead / kTile;  // of a product
     float(*const lora)[kHead] = block_.part<float[kHead]>(block_.at.lora);
     float(*const operands)[kHead] = block_.part<float[kHead]>(block_.at.operands);
     const int channel = head * kHead;
@@ -390,19 +460,14 @@ class Computer {
     const float operand = from[channel + thread_ % kHead];
 
     wait_for(op.head_trays);
-#pragma unroll
-    for (int i = 0; i < kMostGroups * kTiles / kWarps; ++i) {
-      const int g = warp_ / kTiles + i * kWarps / kTiles, row = warp_ % kTiles * kTile + lane_ / 4;
-      if (g >= op.group_count) break;
+    static_assert(kHead == kWarps * kTile);
+    const int row = warp_ * kTile;
+    for (int g = 0; g < op.group_count; ++g) {
       const Group& group = op.groups[g];
-      const Cursor at = ahead(op.lora_trays[g]);
-      const SlotRow both[2] = {row_of(group, at, row), row_of(group, at, row + 8)};
-      float sums[2][4] = {};
-      add_products<TensorBf16, 1>(both, input(op.jobs[group.first_job].input), group.in, 0, sums);
-      if (lane_ % 4 == 0) {
-        lora[g][row] = sums[0][0] + sums[1][0];
-        lora[g][row + 8] = sums[0][2] + sums[1][2];
-      }
+      const SlotRow weights = row_of(group, ahead(op.lora_trays[g]), row + lane_ / 4);
+      const SharedAddress x = address_of(input(op.jobs[group.first_job].input));
+      const float sum = products_of<TensorBf16>(weights, x, group.in);
+      if (lane_ % 4 == 0) lora[g][row + lane_ / 4] = sum;
     }
     operands[which][thread_ % kHead] = operand;
 
@@ -442,7 +507,7 @@ class Computer {
   /// A warp adds every kWarps-th part of 32 outputs.
   __device__ __forceinline__ void total(const Instruction& op) const {
     constexpr int kTogether = 18;
-    float* const partials = block_.part<float>(block_.at.partials);  // [kWarps, 32]: both buffers
+    float* const partials = block_.part<float>(block_.at.scratch);  // [kWarps, 32]
     const int first = block_.first_of(op.outputs), end = block_.first_of(op.outputs, 1);
     for (int base = first; base < end; base += 32) {
       const int output = base + lane_;
@@ -474,7 +539,7 @@ class Computer {
   const Block& block_;
   int thread_, lane_, warp_;
   Cursor cursor_;
-  uint32_t needed_ = 0, hidden_tiles_ = 0;
+  uint32_t needed_ = 0, hidden_tiles_ = 0, value_tiles_ = 0;
   int input_pitch_ = 0, turn_ = 0;
   float4 kept_{};
   float* kept_to_ = nullptr;

@@ -41,6 +41,7 @@ class Fetcher {
       if (under_way_ == block_.at.under_way) wait(block_.full(landing_.tray), landing_.parity);
       wait(block_.empty(cursor_.tray), cursor_.parity ^ 1);
       arrive_expecting(full, all);
+      set_count(block_.part<uint32_t>(block_.at.fetched), cursor_.before + 1);
     }
     __syncwarp();
     if (under_way_ == block_.at.under_way) {
@@ -97,21 +98,28 @@ class Fetcher {
     }
   }
 
-  /// The value rows of a tile follow the key rows of the next one: of hidden values that are zero none.
+  /// The value rows of some tiles follow their key rows: of hidden values that are zero none.
   __device__ __forceinline__ void channel_mix(const Instruction& op) {
     const Group& group = op.groups[0];
-    int last = -1;  // the tile's first row
+    int first = 0, tiles = 0;  // whose values are to come: the first one's first row
+    const auto all_values = [&] {
+      for (int t = 0; t < tiles; ++t) values(op, first + t * kTile);
+      tiles = 0;
+    };
     for_tiles(block_, op, group, [&](const Job& job, int row, int rows) {
+      if (tiles == kHiddenTiles) all_values();
+      if (tiles++ == 0) first = row;
       tile(group, job, row, rows);
-      if (last >= 0) values(op, last);
-      last = row;
     });
-    if (last >= 0) values(op, last);
+    all_values();
   }
   __device__ __forceinline__ void values(const Instruction& op, int row) {
-    if (lane_ == 0) wait(block_.part<SharedBarrier>(block_.at.hidden_ready), hidden_tiles_ & 1);
+    const int which_tile = hidden_tiles_ % kHiddenTiles;
+    if (lane_ == 0) {
+      wait(block_.part<SharedBarrier>(block_.at.hidden_ready) + which_tile, hidden_tiles_ / kHiddenTiles & 1);
+    }
     __syncwarp();
-    const Hidden& hidden = block_.part<Hidden>(block_.at.hidden)[hidden_tiles_ % kHiddenTiles];
+    const Hidden& hidden = block_.part<Hidden>(block_.at.hidden)[which_tile];
     ++hidden_tiles_;
     const int row_bytes = 2 * op.out, pieces = op.value_pieces, slots = hidden.count * pieces;
     for (int base = 0; base < slots; base += kSlotsOfTray) {

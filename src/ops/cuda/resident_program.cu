@@ -85,14 +85,14 @@ void fill_slots(Group& group, int64_t slot_bytes) {
   const auto rows = [&] { return int64_t{1} << group.log_rows_of_slot; };
   while (group.pieces == 1 && rows() < kTile && 2 * rows() * bytes <= slot_bytes) ++group.log_rows_of_slot;
 }
-/// In as few slots as can be.
 struct Pieces {
   int32_t bytes, slots;
 };
+/// In 1, 2, 4 … slots: those of one tray follow each other.
 Pieces pieces_of(int64_t bytes, int64_t slot_bytes, int64_t unit) {
-  const int64_t most = slot_bytes / unit * unit;
-  const int64_t piece = rounded_up(divided_up(bytes, divided_up(bytes, most)), unit);
-  return {int_of(piece), int_of(divided_up(bytes, piece))};
+  int64_t slots = 1;
+  while (rounded_up(divided_up(bytes, slots), unit) > slot_bytes) slots *= 2;
+  return {int_of(rounded_up(divided_up(bytes, slots), unit)), int_of(slots)};
 }
 
 /// The most inputs that a block's rows need.
@@ -321,6 +321,8 @@ std::shared_ptr<Program> ResidentComposer::finish() {
       slot = std::max<int64_t>(slot, op.groups[g].row_bytes + op.groups[g].scales_bytes);
     }
     if (op.kind == Kind::time_mix) slot = std::max<int64_t>(slot, kHeadParameters * kHead * sizeof(float));
+    // A vector, and a value row, lies in one tray.
+    slot = std::max<int64_t>({slot, rounded_up(op.width, 16), rounded_up(op.out / 2, 16)});
     int64_t longest = op.source == Source::rows ? 0 : op.width;
     for (int i = 0; op.source == Source::rows && i < op.input_count; ++i) {
       longest = std::max<int64_t>(longest, op.input_elements[i]);
@@ -339,7 +341,7 @@ std::shared_ptr<Program> ResidentComposer::finish() {
     if (op.kind == Kind::channel_mix) {
       const Pieces all = pieces_of(2 * op.out, slot, 16);
       op.value_piece = all.bytes, op.value_pieces = all.slots;
-      trays = std::max(trays, divided_up(kTile * all.slots, kSlotsOfTray));
+      trays = std::max(trays, divided_up(kTile * all.slots, kSlotsOfTray));  // all of a tile's
     }
     if (op.kind == Kind::time_mix) {
       const Pieces all = pieces_of(kHead * kHead * 4, slot, 1024);

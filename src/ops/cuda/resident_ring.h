@@ -13,6 +13,7 @@ namespace rwkvx::cuda::resident {
 struct Cursor {
   int tray = 0;
   uint32_t parity = 0;  // of the phase in which the tray is filled
+  uint32_t before = 0;  // trays that came before, in all
 };
 
 /// A block's shared memory.
@@ -28,7 +29,8 @@ struct Block {
   /// n: as many as there are trays at most.
   __device__ __forceinline__ Cursor ahead(const Cursor& from, int n) const {
     const int to = from.tray + n;
-    return to < at.trays ? Cursor{to, from.parity} : Cursor{to - at.trays, from.parity ^ 1};
+    const uint32_t before = from.before + static_cast<uint32_t>(n);
+    return to < at.trays ? Cursor{to, from.parity, before} : Cursor{to - at.trays, from.parity ^ 1, before};
   }
   /// Slot i of the trays from `from` on.
   __device__ __forceinline__ unsigned char* slot(const Cursor& from, int i) const {
@@ -48,11 +50,13 @@ struct Block {
 
 /// The hidden values of a tile that are not zero.
 struct Hidden {
-  float values[kTile];
+  float values[kTile + 4];  // behind the last zeros
   int32_t rows[kTile];  // of the tile
-  int32_t count, unused[3];
+  int32_t count, unused[7];
 };
-inline constexpr int kHiddenTiles = 4;  // kept
+static_assert(sizeof(Hidden) % 16 == 0);
+/// Key rows of so many tiles come before their value rows.
+inline constexpr int kHiddenTiles = 16;
 
 /// Calls each(job, row, rows) for the tiles of this block's share of the group's rows.
 template <typename Each>
@@ -71,9 +75,8 @@ __device__ __forceinline__ void for_tiles(const Block& block, const Instruction&
 __device__ __forceinline__ int trays_of(int slots) { return (slots + kSlotsOfTray - 1) / kSlotsOfTray; }
 /// Of a piece of each row of a tile.
 __device__ __forceinline__ int trays_of_tile(const Group& group, int rows) {
-  const int log = group.log_rows_of_slot + 2;
-  static_assert(kSlotsOfTray == 4);
-  return (rows + (1 << log) - 1) >> log;
+  const int log = group.log_rows_of_slot;
+  return trays_of((rows + (1 << log) - 1) >> log);
 }
 
 /// Calls each(head) for the heads of this block: as far apart as there are blocks for.

@@ -79,6 +79,32 @@ __device__ __forceinline__ void copy_bulk(void* shared, const void* global, uint
 #endif
 }
 
+/// Loads from shared memory that stay in the order in which they are written down: many, then what uses them.
+using SharedAddress = uint32_t;
+__device__ __forceinline__ SharedAddress address_of(const void* p) { return shared_address(p); }
+__device__ __forceinline__ void load_shared(uint4& v, SharedAddress at) {
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(at));
+}
+__device__ __forceinline__ void load_shared(uint2& v, SharedAddress at) {
+  asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at));
+}
+__device__ __forceinline__ void load_shared(uint16_t& v, SharedAddress at) {
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(at));
+}
+
+/// A count in shared memory that one thread raises: what it did before, others find done.
+__device__ __forceinline__ void set_count(uint32_t* count, uint32_t to) {
+  asm volatile("st.release.cta.shared::cta.u32 [%0], %1;" ::"r"(shared_address(count)), "r"(to) : "memory");
+}
+__device__ __forceinline__ void wait_for_shared_count(const uint32_t* count, uint32_t at_least) {
+  uint32_t now = 0, waits = 0;
+  while (true) {
+    asm volatile("ld.acquire.cta.shared::cta.u32 %0, [%1];" : "=r"(now) : "r"(shared_address(count)) : "memory");
+    if (now >= at_least) return;
+    count_wait(waits);
+  }
+}
+
 /// Waits for `threads` threads of the block at barrier `id`, 1 to 15.
 template <int id, int threads>
 __device__ __forceinline__ void sync_some() {
@@ -88,7 +114,7 @@ __device__ __forceinline__ void sync_some() {
 /// What this thread and those that it has met at barriers wrote is seen by who finds the count raised.
 __device__ __forceinline__ void raise_count(uint32_t* count) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("fence.acq_rel.gpu;\nred.release.gpu.global.add.u32 [%0], 1;" ::"l"(count) : "memory");
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(count) : "memory");
 #endif
 }
 __device__ __forceinline__ void wait_for_count(const uint32_t* count, uint32_t at_least) {
