@@ -49,6 +49,22 @@ inline void copy_bulk(void* shared, const void* global, uint32_t bytes, SharedBa
   });
 }
 
+inline void store_tagged(uint64_t* to, uint32_t value, uint32_t tag) {
+  *to = static_cast<uint64_t>(tag) << 32 | value;
+}
+inline uint32_t load_tagged(const uint64_t* from, uint32_t tag) {
+  while (static_cast<uint32_t>(*from >> 32) != tag) emulated::wait_a_turn();
+  return static_cast<uint32_t>(*from);
+}
+inline bool try_load_tagged(uint4& values, const uint64_t* from, uint32_t tag) {
+  bool all = true;
+  for (int i = 0; i < 4; ++i) all = all && static_cast<uint32_t>(from[i] >> 32) == tag;
+  values = make_uint4(static_cast<uint32_t>(from[0]), static_cast<uint32_t>(from[1]),
+                      static_cast<uint32_t>(from[2]), static_cast<uint32_t>(from[3]));
+  return all;
+}
+inline void wait_briefly(uint32_t&) { emulated::wait_a_turn(); }
+
 using SharedAddress = const unsigned char*;
 inline SharedAddress address_of(const void* p) { return static_cast<const unsigned char*>(p); }
 template <typename T>
@@ -63,6 +79,11 @@ inline void wait_for_shared_count(const uint32_t* count, uint32_t at_least) {
 
 template <int id, int threads>
 void sync_some() {
+  emulated::barrier_of(id, threads);
+}
+
+template <int threads>
+void sync_at(int id) {
   emulated::barrier_of(id, threads);
 }
 

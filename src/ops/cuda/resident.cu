@@ -16,7 +16,8 @@ constexpr int32_t kUnderWayBytes = 64 * 1024;
 struct Arguments {
   const Instruction* list;
   int32_t length;
-  uint32_t* count;  // [2]: blocks that have come to a meeting, or to the end; zero between launches
+  uint32_t first_tag;  // of this launch
+  uint32_t* count;     // [2]: blocks that have come to a meeting, or to the end; zero between launches
   Layout layout;
 };
 
@@ -53,27 +54,28 @@ __device__ __forceinline__ void compute(const Block& block, const Arguments& a) 
   auto* const here = block.part<Instruction>(block.at.instructions);
   const auto thread = static_cast<int>(threadIdx.x);
   const bool copies = thread < kInstructionQuads;
-  Computer computer(block);
+  Computer computer(block, a.first_tag);
   if (copies) reinterpret_cast<uint4*>(&here[0])[thread] = quad_of(a.list, thread);
   Computer::meet();
   computer.prepare(here[0]);
+  uint32_t met = 0;
+  const auto meet_all = [&] {
+    met += static_cast<uint32_t>(block.count);
+    if (thread == 0) wait_for_count(a.count, met);
+    Computer::meet();
+    computer.all_have_met();
+  };
   for (int i = 0; i < a.length; ++i) {
     uint4 next = kNoWords;
     if (copies && i + 1 < a.length) next = quad_of(a.list + i + 1, thread);
     computer.run(here[i & 1]);
     if (copies) reinterpret_cast<uint4*>(&here[(i + 1) & 1])[thread] = next;
     Computer::meet();
-    if (thread == 0) raise_count(a.count);
-    if (i + 1 < a.length) {
-      computer.prepare(here[(i + 1) & 1]);
-      if (thread == 0) wait_for_count(a.count, static_cast<uint32_t>(block.count * (i + 1)));
-      Computer::meet();
-    }
+    const bool last = i + 1 == a.length, meets = last || here[(i + 1) & 1].meets != 0;
+    if (meets && thread == 0) raise_count(a.count);
+    if (!last) computer.prepare(here[(i + 1) & 1]);
+    if (meets) meet_all();
   }
-  // What is kept replaces what all have read when they have met.
-  if (thread == 0) wait_for_count(a.count, static_cast<uint32_t>(block.count * a.length));
-  Computer::meet();
-  computer.finish();
   if (thread == 0 && atomicAdd(a.count + 1, 1u) + 1 == static_cast<uint32_t>(block.count)) {
     a.count[0] = a.count[1] = 0;
   }
@@ -123,6 +125,7 @@ Layout layout_for(int32_t slot_bytes, int32_t input_bytes) {
     layout.hidden = take(kHiddenTiles * sizeof(Hidden));
     layout.lora = take(4 * kHead * sizeof(float));
     layout.operands = take(4 * kHead * sizeof(float));
+    layout.halves = take(2 * kTeams * kTile * sizeof(float));
     layout.step = take(sizeof(StepShared));
     layout.scratch = take(kWarps * 32 * sizeof(float));
     layout.bytes = at;
@@ -149,8 +152,11 @@ void run(Gpu& gpu, Program& program) {
   check(cudaFuncSetAttribute(resident_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              program.layout.bytes),
         "asking for shared memory");
-  const Arguments arguments{static_cast<const Instruction*>(program.instructions.view().data()), program.length,
-                            static_cast<uint32_t*>(program.count.view().data()), program.layout};
+  const Arguments arguments{static_cast<const Instruction*>(program.instructions.view().data()),
+                            program.length,
+                            program.launches++ * static_cast<uint32_t>(program.length),
+                            static_cast<uint32_t*>(program.count.view().data()),
+                            program.layout};
   check(cudaLaunchKernelEx(&config, resident_kernel, arguments), "starting a kernel");
 }
 

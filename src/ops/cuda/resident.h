@@ -16,10 +16,12 @@ namespace rwkvx::cuda::resident {
 inline constexpr int kWarps = 8;  // of a block, that compute; one more fetches
 inline constexpr int kComputing = 32 * kWarps;
 inline constexpr int kThreads = kComputing + 32;
-inline constexpr int kTile = 8;  // rows of weights that a warp has at a time
+inline constexpr int kTile = 8;  // rows of weights that two warps have at a time, each every other step of k
+inline constexpr int kTeams = kWarps / 2;
 inline constexpr int kMostJobs = 7;
 inline constexpr int kMostGroups = 4;
 inline constexpr int kMostInputs = 6;
+inline constexpr int kMostKept = 2;  // norms between two meetings that leave something for the next token
 inline constexpr int kMostQuads = 4;                            // of the channels, of a thread
 inline constexpr int kMostWidth = 4 * kMostQuads * kComputing;  // channels
 inline constexpr int kMostSums = 4;                             // 4 outputs each, of a thread
@@ -34,7 +36,8 @@ struct Share {
 struct Job {
   const uint8_t* body;
   const uint16_t* scales;
-  void* y;  // [out] float32 or bfloat16
+  void* y;           // [out] float32 or bfloat16
+  uint64_t* tagged;  // [out], or null: the same for who does not wait for a meeting
   int32_t out;
   int16_t input;
   uint8_t activation;  // an Activation
@@ -72,6 +75,9 @@ enum class Source : int32_t {
 struct alignas(16) Instruction {
   Kind kind;
   Source source;
+  int32_t meets;    // 0: what it reads of other blocks is tagged, and the grid need not have met
+  uint32_t reads;   // the tag of what it reads, of what it writes; the launch's number is added to them
+  uint32_t writes;
   int32_t group_count, input_count;
   Group groups[kMostGroups];
   Job jobs[kMostJobs];
@@ -80,9 +86,11 @@ struct alignas(16) Instruction {
   // rows: of each input's elements
   int32_t input_elements[kMostInputs];
   const void* inputs[kMostInputs];
+  const uint64_t* tagged_inputs[kMostInputs];  // in their place, a bfloat16 each, where it does not meet
 
   // norm, norm_shift: all [width], mix [inputs, width]
   const float *x, *gain, *bias, *mix;
+  const uint64_t* tagged_x;  // as tagged_inputs, float32
   float* last;
   float eps;
   int32_t width;
@@ -102,7 +110,9 @@ struct alignas(16) Instruction {
   int32_t lora_trays[kMostGroups];   // the first of each group's, of those of a head
   int32_t head_trays;                // of a head
   HeadStep first_head;
-  void* step_y;  // [heads, 64] bfloat16
+  const uint64_t* tagged_operands[3];  // r, k, v
+  void* step_y;                        // [heads, 64] bfloat16
+  uint64_t* tagged_step;               // as Job::tagged
 };
 static_assert(sizeof(Instruction) % 16 == 0);
 
@@ -117,14 +127,15 @@ struct Layout {
   int32_t fetched;  // trays, in all
   int32_t inputs;
   int32_t instructions, fetching;  // two each
-  int32_t hidden, lora, operands, step, scratch;
+  int32_t hidden, lora, operands, halves, step, scratch;
   int32_t bytes;
 };
 
 /// A list in the GPU's memory, ready to run.
 struct Program {
-  Buffer instructions, parts, count;
+  Buffer instructions, parts, count, tagged;
   int32_t length = 0;
+  uint32_t launches = 0;
   Layout layout{};
 };
 

@@ -64,9 +64,9 @@ struct UnitInput {
 /// The products of 8 rows with x, [elements] bfloat16: lane 4 g gets that of row g. Elements are a multiple of a
 /// step of k, 4 units. Lane (g, t) has whole units of row g; two words of a group of 8 are row g of mma_bf16()'s
 /// first operand, the other two row g + 8, and what belongs to them of x is in columns 0 and 1 of the second:
-/// so all the products are in the results (g, 0) and (g + 8, 1).
-template <typename Unit>
-__device__ __forceinline__ float products_of(const SlotRow& row, SharedAddress x, int elements) {
+/// so all the products are in the results (g, 0) and (g + 8, 1). Of every kOf steps the first-th.
+template <typename Unit, int kOf>
+__device__ __forceinline__ float products_of(const SlotRow& row, SharedAddress x, int elements, int first) {
   // Steps that are loaded together.
   constexpr int kTogether = Unit::kElements == 8 ? 8 : (Unit::kElements == 16 ? 4 : 2);
   const int lane = static_cast<int>(threadIdx.x) % 32, units = elements / Unit::kElements;
@@ -84,20 +84,21 @@ __device__ __forceinline__ float products_of(const SlotRow& row, SharedAddress x
       mma_bf16(sums[(s + g) % 4], pairs, {of_x.x, of_x.y});
     }
   };
-  int unit = lane % 4;
+  constexpr int kStep = 4 * kOf;
+  int unit = lane % 4 + 4 * first;
 #pragma unroll 1
-  for (; unit + 4 * (kTogether - 1) < units; unit += 4 * kTogether) {
+  for (; unit + kStep * (kTogether - 1) < units; unit += kStep * kTogether) {
 #pragma unroll
     for (int s = 0; s < kTogether; ++s) {
-      w[s].load(row, unit + 4 * s, true);
-      v[s].load(x, unit + 4 * s, odd);
+      w[s].load(row, unit + kStep * s, true);
+      v[s].load(x, unit + kStep * s, odd);
     }
     __syncwarp();  // or the assembler moves each load to where it is used, and the warp waits there
 #pragma unroll
-    for (int s = 0; s < kTogether; ++s) multiply(s, unit + 4 * s);
+    for (int s = 0; s < kTogether; ++s) multiply(s, unit + kStep * s);
   }
 #pragma unroll 1
-  for (; unit < units; unit += 4) {
+  for (; unit < units; unit += kStep) {
     w[0].load(row, unit, true);
     v[0].load(x, unit, odd);
     multiply(0, unit);
@@ -105,25 +106,44 @@ __device__ __forceinline__ float products_of(const SlotRow& row, SharedAddress x
   return ((sums[0][0] + sums[0][3]) + (sums[1][0] + sums[1][3])) +
          ((sums[2][0] + sums[2][3]) + (sums[3][0] + sums[3][3]));
 }
-__device__ __forceinline__ float products_of(DType type, const SlotRow& row, SharedAddress x, int elements) {
+template <int kOf>
+__device__ __forceinline__ float products_of(DType type, const SlotRow& row, SharedAddress x, int elements,
+                                             int first) {
   switch (type) {
     case DType::q8_0:
-      return products_of<TensorQ8_0>(row, x, elements);
+      return products_of<TensorQ8_0, kOf>(row, x, elements, first);
     case DType::q4_0:
-      return products_of<TensorQ4_0>(row, x, elements);
+      return products_of<TensorQ4_0, kOf>(row, x, elements, first);
     case DType::q4_k:
-      return products_of<TensorQ4_K>(row, x, elements);
+      return products_of<TensorQ4_K, kOf>(row, x, elements, first);
     case DType::q5_k:
-      return products_of<TensorQ5_K>(row, x, elements);
+      return products_of<TensorQ5_K, kOf>(row, x, elements, first);
     default:
-      return products_of<TensorBf16>(row, x, elements);
+      return products_of<TensorBf16, kOf>(row, x, elements, first);
   }
+}
+
+/// Where a step's results go, as Job::y and Job::tagged.
+struct StepResult {
+  Bf16* y;
+  uint64_t* tagged;
+  uint32_t tag;
+};
+__device__ __forceinline__ void store_step(const StepResult& to, int c, float4 v) {
+  store4(to.y + c, v);
+  if (to.tagged == nullptr) return;
+  const uint32_t low = pack_bf16(v.x, v.y), high = pack_bf16(v.z, v.w);
+  store_tagged(to.tagged + c, low & 0xffff, to.tag);
+  store_tagged(to.tagged + c + 1, low >> 16, to.tag);
+  store_tagged(to.tagged + c + 2, high & 0xffff, to.tag);
+  store_tagged(to.tagged + c + 3, high >> 16, to.tag);
 }
 
 class Computer {
  public:
-  __device__ __forceinline__ explicit Computer(const Block& block)
+  __device__ __forceinline__ Computer(const Block& block, uint32_t first_tag)
       : block_(block),
+        first_tag_(first_tag),
         thread_(static_cast<int>(threadIdx.x)),
         lane_(thread_ % 32),
         warp_(thread_ / 32) {}
@@ -137,9 +157,8 @@ class Computer {
     input_pitch_ = op.input_pitch;
     if (op.source != Source::rows) wait_for(trays_of(vectors(op) * op.vector_slots));
   }
-  /// After a meeting of the grid.
+  /// After a meeting of the grid, where it asks for one.
   __device__ __forceinline__ void run(const Instruction& op) {
-    finish();  // all have read what it replaces
     if (op.kind == Kind::total) return total(op);
     if (op.source == Source::rows) {
       copy_inputs(op);
@@ -156,10 +175,14 @@ class Computer {
         return for_heads(block_, op.heads, [&](int head) { time_mix(op, head); });
     }
   }
-  /// What the last instruction left to be done after a meeting.
-  __device__ __forceinline__ void finish() {
-    if (kept_to_ != nullptr) store4(kept_to_, kept_);
-    kept_to_ = nullptr;
+  /// All have read what is replaced here.
+  __device__ __forceinline__ void all_have_met() {
+#pragma unroll
+    for (int i = 0; i < kMostKept; ++i) {
+      if (kept_to_[i] != nullptr) store4(kept_to_[i], kept_[i]);
+      kept_to_[i] = nullptr;
+    }
+    norms_ = 0;
   }
 
  private:
@@ -190,12 +213,28 @@ class Computer {
   __device__ __forceinline__ void copy_inputs(const Instruction& op) const {
     for (int i = 0; i < op.input_count; ++i) {
       if ((needed_ >> i & 1) == 0) continue;
+      if (op.meets == 0) {
+        copy_tagged(op.tagged_inputs[i], op.input_elements[i], first_tag_ + op.reads, input(i));
+        continue;
+      }
       const auto* from = static_cast<const uint4*>(op.inputs[i]);
       auto* to = reinterpret_cast<uint4*>(input(i));
       for (int q = thread_; q < op.input_elements[i] / 8; q += kComputing) {
         const uint4 v = from[q];
         to[q] = make_uint4(v.x, v.z, v.y, v.w);  // as store_input()
       }
+    }
+  }
+
+  __device__ __forceinline__ void copy_tagged(const uint64_t* from, int elements, uint32_t tag,
+                                              unsigned char* to) const {
+    for (int q = thread_; q < elements / 4; q += kComputing) {
+      uint4 v;
+      uint32_t waits = 0;
+      while (!try_load_tagged(v, from + 4 * q, tag)) wait_briefly(waits);
+      auto* const words = reinterpret_cast<uint32_t*>(to) + q / 2 * 4 + q % 2;  // as store_input()
+      words[0] = v.x | v.y << 16;
+      words[2] = v.z | v.w << 16;
     }
   }
 
@@ -210,16 +249,40 @@ class Computer {
     return sum;
   }
 
+  __device__ __forceinline__ void load_x(const Instruction& op, int quads, float4 (&x)[kMostQuads]) const {
+#pragma unroll
+    for (int i = 0; i < kMostQuads; ++i) x[i] = make_float4(0, 0, 0, 0);
+    if (op.meets != 0) {
+#pragma unroll
+      for (int i = 0; i < kMostQuads; ++i) {
+        const int q = thread_ + i * kComputing;
+        if (q < quads) x[i] = load4(op.x + 4 * q);
+      }
+      return;
+    }
+    const uint32_t tag = first_tag_ + op.reads;
+    uint32_t waits = 0;
+    while (true) {
+      bool all = true;
+#pragma unroll
+      for (int i = 0; i < kMostQuads; ++i) {
+        const int q = thread_ + i * kComputing;
+        uint4 v = kNoWords;
+        if (q < quads) all = try_load_tagged(v, op.tagged_x + 4 * q, tag) && all;
+        x[i] = make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z),
+                           __uint_as_float(v.w));
+      }
+      if (all) return;
+      wait_briefly(waits);
+    }
+  }
+
   /// As norm_shift() and layer_norm(). Each block makes what its own rows need; one of them, a meeting later,
   /// what is kept for the next token.
   __device__ __forceinline__ void norm_inputs(const Instruction& op) {
     const int quads = op.width / 4;
     float4 n[kMostQuads];
-#pragma unroll
-    for (int i = 0; i < kMostQuads; ++i) {
-      const int q = thread_ + i * kComputing;
-      n[i] = q < quads ? load4(op.x + 4 * q) : make_float4(0, 0, 0, 0);
-    }
+    load_x(op, quads, n);
     // Where this thread's quads of a vector lie, from its first slot on: all are in one tray.
     int at[kMostQuads];
 #pragma unroll
@@ -259,12 +322,17 @@ class Computer {
         continue;
       }
       if (q >= first && q < end) {
-        kept_ = n[i];
-        kept_to_ = op.last + 4 * q;
+#pragma unroll
+        for (int k = 0; k < kMostKept; ++k) {
+          if (k != norms_) continue;
+          kept_[k] = n[i];
+          kept_to_[k] = op.last + 4 * q;
+        }
       }
       const float4 last = *reinterpret_cast<const float4*>(lasts + at[i]);
       change[i] = make_float4(last.x - n[i].x, last.y - n[i].y, last.z - n[i].z, last.w - n[i].w);
     }
+    if (shift) ++norms_;
     const int places = shift ? __popc(needed_) : 0;
     for (int place = 0; place < places; ++place) {
       const unsigned char* const shares = vector(3 + place);
@@ -292,27 +360,32 @@ class Computer {
             {address_of(slot + (group.row_bytes << log) + within * group.scales_bytes)}};
   }
 
-  /// The next tile: one warp's, which calls begin() before, and finish(sum); lane 4 g has that of row g.
+  /// The next tile: two warps', of which one calls begin() before, and finish(sum); lane 4 g has that of row g.
   template <typename Begin, typename Finish>
   __device__ __forceinline__ void tile(const Group& group, int rows, int input_index, const Begin& begin,
                                        const Finish& finish) {
     const int trays = trays_of_tile(group, rows);
-    if (turn_++ % kWarps != warp_) {
+    const int team = warp_ / 2, half = warp_ % 2;
+    if (turn_++ % kTeams != team) {
       for (int piece = 0; piece < group.pieces; ++piece) cursor_ = ahead(trays);
       return;
     }
-    begin();
+    if (half == 0) begin();
     SharedAddress x = address_of(input(input_index));
     float sum = 0.0f;
     for (int piece = 0, left = group.in; piece < group.pieces; ++piece, left -= group.piece_elements) {
       wait_for(trays);
-      sum += products_of(static_cast<DType>(group.type), row_of(group, cursor_, min(lane_ / 4, rows - 1)), x,
-                         min(left, group.piece_elements));
+      sum += products_of<2>(static_cast<DType>(group.type), row_of(group, cursor_, min(lane_ / 4, rows - 1)), x,
+                            min(left, group.piece_elements), half);
       x += 2 * group.piece_elements;
-      release(trays, kWarps);
+      release(trays, kWarps / 2);
       cursor_ = ahead(trays);
     }
-    finish(sum);
+    // Two buffers: who writes one again has met who read it.
+    float* const other = block_.part<float>(block_.at.halves) + (turn_ / kTeams % 2 * kTeams + team) * kTile;
+    if (half == 1 && lane_ % 4 == 0) other[lane_ / 4] = sum;
+    sync_at<64>(3 + team);
+    if (half == 0) finish(sum + other[lane_ / 4]);
   }
 
   __device__ __forceinline__ void products(const Instruction& op) {
@@ -330,11 +403,15 @@ class Computer {
             [&](float sum) {
               if (!stores) return;
               const float y = job.add ? before + sum : activate(static_cast<Activation>(job.activation), sum);
+              uint32_t bits = __float_as_uint(y);
               if (job.y_bf16) {
-                static_cast<Bf16*>(job.y)[output] = from_float<Bf16>(y);
+                const Bf16 rounded = from_float<Bf16>(y);
+                bits = rounded.bits;
+                static_cast<Bf16*>(job.y)[output] = rounded;
               } else {
                 static_cast<float*>(job.y)[output] = y;
               }
+              if (job.tagged != nullptr) store_tagged(job.tagged + output, bits, first_tag_ + op.writes);
             });
       });
     }
@@ -457,7 +534,11 @@ class Computer {
     // Threads 64 i … have the i-th of these.
     const int which = thread_ / kHead;
     const float* const from = which == 0 ? first.r : (which == 1 ? first.k : (which == 2 ? first.v : first.v_first));
-    const float operand = from[channel + thread_ % kHead];
+    const bool tagged = op.meets == 0 && which < 3;
+    const uint64_t* const words = which == 0 ? op.tagged_operands[0] : (which == 1 ? op.tagged_operands[1] : op.tagged_operands[2]);
+    const int at_operand = channel + thread_ % kHead;
+    const float operand = tagged ? __uint_as_float(load_tagged(words + at_operand, first_tag_ + op.reads))
+                                 : from[at_operand];
 
     wait_for(op.head_trays);
     static_assert(kHead == kWarps * kTile);
@@ -466,7 +547,7 @@ class Computer {
       const Group& group = op.groups[g];
       const SlotRow weights = row_of(group, ahead(op.lora_trays[g]), row + lane_ / 4);
       const SharedAddress x = address_of(input(op.jobs[group.first_job].input));
-      const float sum = products_of<TensorBf16>(weights, x, group.in);
+      const float sum = products_of<TensorBf16, 1>(weights, x, group.in, 0);
       if (lane_ % 4 == 0) lora[g][row + lane_ / 4] = sum;
     }
     operands[which][thread_ % kHead] = operand;
@@ -498,8 +579,9 @@ class Computer {
                         .eps = first.eps};
     meet();
     static_assert(kStepThreads == kComputing);
-    step_head(step, thread_, *block_.part<StepShared>(block_.at.step),
-              static_cast<Bf16*>(op.step_y) + channel, [] { meet(); });
+    const StepResult y{static_cast<Bf16*>(op.step_y) + channel,
+                       op.tagged_step != nullptr ? op.tagged_step + channel : nullptr, first_tag_ + op.writes};
+    step_head(step, thread_, *block_.part<StepShared>(block_.at.step), y, [] { meet(); });
     release(op.head_trays);
     cursor_ = ahead(op.head_trays);
   }
@@ -537,12 +619,14 @@ class Computer {
   }
 
   const Block& block_;
+  const uint32_t first_tag_;
   int thread_, lane_, warp_;
   Cursor cursor_;
   uint32_t needed_ = 0, hidden_tiles_ = 0, value_tiles_ = 0;
   int input_pitch_ = 0, turn_ = 0;
-  float4 kept_{};
-  float* kept_to_ = nullptr;
+  int norms_ = 0;  // since the last meeting
+  float4 kept_[kMostKept]{};
+  float* kept_to_[kMostKept]{};
 };
 
 }  // namespace rwkvx::cuda::resident

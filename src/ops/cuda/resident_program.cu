@@ -42,6 +42,7 @@ Job job_of(const LinearCall& call, int input) {
   return {.body = static_cast<const uint8_t*>(m.body),
           .scales = m.scales,
           .y = call.y.data(),
+          .tagged = nullptr,
           .out = int_of(m.out),
           .input = static_cast<int16_t>(input),
           .activation = static_cast<uint8_t>(call.activation),
@@ -309,7 +310,68 @@ void ResidentComposer::wkv7_step(const Wkv7Step& call) {
   held_.clear();
 }
 
-void ResidentComposer::append(const Instruction& op) { list_.push_back(op); }
+/// Words that are written in one instruction and read in the next. Those of the one after that begin elsewhere:
+/// three places take turns, so that nobody who is behind finds other ones. `at` are offsets until finish().
+uint64_t* ResidentComposer::tagged_room(int64_t elements) {
+  const int64_t at = tagged_;
+  tagged_ += rounded_up(elements, 16);
+  most_tagged_ = std::max(most_tagged_, tagged_);
+  return reinterpret_cast<uint64_t*>(1 + at);
+}
+
+bool ResidentComposer::tag_last(Instruction& op) {
+  if (list_.empty()) return false;
+  Instruction& last = list_.back();
+  tagged_ = 0;
+  const auto job_of_y = [&](const void* y) -> Job* {
+    if (last.kind != Kind::products) return nullptr;
+    for (int g = 0; g < last.group_count; ++g) {
+      for (int j = last.groups[g].first_job; j < last.groups[g].first_job + last.groups[g].jobs; ++j) {
+        if (last.jobs[j].y == y) return &last.jobs[j];
+      }
+    }
+    return nullptr;
+  };
+  if (op.source != Source::rows) {
+    Job* const job = job_of_y(op.x);
+    if (job == nullptr || job->out != op.width || job->y_bf16) return false;
+    op.tagged_x = job->tagged = tagged_room(job->out);
+    return true;
+  }
+  if (op.kind == Kind::time_mix) {
+    Job *jobs[kMostInputs], *operands[3];
+    for (int i = 0; i < op.input_count; ++i) {
+      jobs[i] = job_of_y(op.inputs[i]);
+      if (jobs[i] == nullptr || !jobs[i]->y_bf16 || jobs[i]->out != op.input_elements[i]) return false;
+    }
+    const float* const names[3] = {op.first_head.r, op.first_head.k, op.first_head.v};
+    for (int i = 0; i < 3; ++i) {
+      operands[i] = job_of_y(names[i]);
+      if (operands[i] == nullptr || operands[i]->y_bf16) return false;
+    }
+    for (int i = 0; i < op.input_count; ++i) op.tagged_inputs[i] = jobs[i]->tagged = tagged_room(jobs[i]->out);
+    for (int i = 0; i < 3; ++i) op.tagged_operands[i] = operands[i]->tagged = tagged_room(operands[i]->out);
+    return true;
+  }
+  if (last.kind == Kind::time_mix && op.input_count == 1 && op.inputs[0] == last.step_y) {
+    op.tagged_inputs[0] = last.tagged_step = tagged_room(op.input_elements[0]);
+    return true;
+  }
+  return false;
+}
+
+void ResidentComposer::append(Instruction op) {
+  const bool shifts = op.kind != Kind::total && op.source == Source::norm_shift;
+  const bool enough_room = norms_ + (shifts ? 1 : 0) <= kMostKept;
+  const bool tagged = op.kind != Kind::total && enough_room && tag_last(op);
+  op.meets = tagged ? 0 : 1;
+  if (!tagged) norms_ = 0;
+  if (shifts) ++norms_;
+  // 0 is no tag.
+  op.writes = static_cast<uint32_t>(list_.size()) + 1;
+  op.reads = op.writes - 1;
+  list_.push_back(op);
+}
 
 std::shared_ptr<Program> ResidentComposer::finish() {
   flush();
@@ -362,7 +424,22 @@ std::shared_ptr<Program> ResidentComposer::finish() {
   program->length = int_of(static_cast<int64_t>(list_.size()));
   program->count = Buffer(DType::u8, {2 * sizeof(uint32_t)}, gpu_.allocator());
   program->parts = Buffer(DType::f32, {std::max<int64_t>(1, gpu_.multiprocessors() * parts_)}, gpu_.allocator());
-  for (Instruction& op : list_) op.parts = program->parts.as<float>();
+  program->tagged = Buffer(DType::i64, {std::max<int64_t>(1, 3 * most_tagged_)}, gpu_.allocator());
+  auto* const tagged = static_cast<uint64_t*>(program->tagged.view().data());
+  // What instruction i writes tagged is in place i mod 3.
+  const auto place = [&](auto*& p, size_t writer) {
+    if (p == nullptr) return;
+    p = tagged + static_cast<int64_t>(writer % 3) * most_tagged_ + (reinterpret_cast<intptr_t>(p) - 1);
+  };
+  for (size_t i = 0; i < list_.size(); ++i) {
+    Instruction& op = list_[i];
+    op.parts = program->parts.as<float>();
+    for (Job& job : op.jobs) place(job.tagged, i);
+    place(op.tagged_step, i);
+    place(op.tagged_x, i - 1);
+    for (const uint64_t*& p : op.tagged_inputs) place(p, i - 1);
+    for (const uint64_t*& p : op.tagged_operands) place(p, i - 1);
+  }
   const auto bytes = std::as_bytes(std::span(list_));
   program->instructions = Buffer(DType::u8, {static_cast<int64_t>(bytes.size())}, gpu_.allocator());
   gpu_.upload(bytes.data(), program->instructions.view().data(), bytes.size());

@@ -38,7 +38,10 @@ class ResidentComposer {
   /// by_type: one group for all matrices of a type and width; otherwise one for each.
   void add_groups(resident::Instruction& op, std::span<const LinearCall> calls, bool by_type);
   void channel_mix(const LinearCall& key, const LinearCall& value);
-  void append(const resident::Instruction& op);
+  void append(resident::Instruction op);
+  /// Where what the last instruction writes need not be waited for: the next one finds it tagged.
+  bool tag_last(resident::Instruction& op);
+  uint64_t* tagged_room(int64_t elements);
 
   /// Of memory whose contents exist in no other place than an instruction's.
   struct Range {
@@ -54,6 +57,8 @@ class ResidentComposer {
   std::vector<LinearCall> held_;  // products that may become one with what follows
   std::vector<Range> unwritten_;
   int64_t parts_ = 0;  // floats of a block
+  int64_t tagged_ = 0, most_tagged_ = 0;  // words of an instruction's inputs, of all instructions'
+  int norms_ = 0;                         // since the last meeting
 };
 
 }  // namespace rwkvx::cuda

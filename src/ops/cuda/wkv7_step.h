@@ -68,9 +68,15 @@ __device__ __forceinline__ void step_operands(const HeadStep& op, int thread, St
   }
 }
 
-/// By threads 0 … 255, which meet at `sync`; y [64].
+/// Four results from channel c of the head on.
+template <typename Y>
+__device__ __forceinline__ void store_step(Y* to, int c, float4 v) {
+  store4(to + c, v);
+}
+
+/// By threads 0 … 255, which meet at `sync`; results go to store_step(y, …).
 template <typename Y, typename Sync>
-__device__ __forceinline__ void step_head(const HeadStep& op, int thread, StepShared& shared, Y* y,
+__device__ __forceinline__ void step_head(const HeadStep& op, int thread, StepShared& shared, const Y& y,
                                           const Sync& sync) {
   const int lane = thread % kStepLanes, group = thread / kStepLanes;
   const int mine = 4 * group * kHead + 4 * lane;
@@ -117,7 +123,7 @@ __device__ __forceinline__ void step_head(const HeadStep& op, int thread, StepSh
   const float4 d = make_float4(x.x - mean, x.y - mean, x.z - mean, x.w - mean);
   const float scale = 1.0f / sqrtf(half_warp_sum(dot4(d, d)) / kHead + op.eps);
   if (thread >= kStepLanes) return;
-  store4(y + c, make_float4((d.x * scale * gain.x + bias.x + bonus * own_v.x) * g.x,
+  store_step(y, c, make_float4((d.x * scale * gain.x + bias.x + bonus * own_v.x) * g.x,
                             (d.y * scale * gain.y + bias.y + bonus * own_v.y) * g.y,
                             (d.z * scale * gain.z + bias.z + bonus * own_v.z) * g.z,
                             (d.w * scale * gain.w + bias.w + bonus * own_v.w) * g.w));

@@ -79,6 +79,37 @@ __device__ __forceinline__ void copy_bulk(void* shared, const void* global, uint
 #endif
 }
 
+/// A number and a tag in one word, which other blocks see both or neither of: who finds the tag that it waits for
+/// has the number, with no barrier between.
+__device__ __forceinline__ void store_tagged(uint64_t* to, uint32_t value, uint32_t tag) {
+  const uint64_t word = static_cast<uint64_t>(tag) << 32 | value;
+  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
+}
+__device__ __forceinline__ uint32_t load_tagged(const uint64_t* from, uint32_t tag) {
+  uint64_t word = 0;
+  uint32_t waits = 0;
+  while (true) {
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
+    if (static_cast<uint32_t>(word >> 32) == tag) return static_cast<uint32_t>(word);
+    __nanosleep(32);
+    count_wait(waits);
+  }
+}
+/// Four neighbours at once, if all have the tag.
+__device__ __forceinline__ bool try_load_tagged(uint4& values, const uint64_t* from, uint32_t tag) {
+  uint64_t a, b, c, d;
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0,%1}, [%2];" : "=l"(a), "=l"(b) : "l"(from) : "memory");
+  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0,%1}, [%2];" : "=l"(c), "=l"(d) : "l"(from + 2) : "memory");
+  values = make_uint4(static_cast<uint32_t>(a), static_cast<uint32_t>(b), static_cast<uint32_t>(c),
+                      static_cast<uint32_t>(d));
+  const auto right = [&](uint64_t word) { return static_cast<uint32_t>(word >> 32) == tag; };
+  return right(a) && right(b) && right(c) && right(d);
+}
+__device__ __forceinline__ void wait_briefly(uint32_t& waits) {
+  __nanosleep(32);
+  count_wait(waits);
+}
+
 /// Loads from shared memory that stay in the order in which they are written down: many, then what uses them.
 using SharedAddress = uint32_t;
 __device__ __forceinline__ SharedAddress address_of(const void* p) { return shared_address(p); }
@@ -109,6 +140,12 @@ __device__ __forceinline__ void wait_for_shared_count(const uint32_t* count, uin
 template <int id, int threads>
 __device__ __forceinline__ void sync_some() {
   asm volatile("bar.sync %0, %1;" ::"n"(id), "n"(threads) : "memory");
+}
+
+/// The same at a barrier that is known when the kernel runs.
+template <int threads>
+__device__ __forceinline__ void sync_at(int id) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(threads) : "memory");
 }
 
 /// What this thread and those that it has met at barriers wrote is seen by who finds the count raised.
