@@ -11,8 +11,7 @@
 
 /// As much of CUDA's language and runtime as the kernels use, on the host: the tests of the cuda backend run
 /// its kernels, unchanged, where there is no GPU. One thread of the host runs a block's threads as fibers and
-/// switches at barriers and at exchanges within a warp; blocks run one after another, or in turns where they
-/// are launched to run together (their __shared__ variables would be one: dynamic shared memory is not). Slow, and blind to
+/// switches at barriers and at exchanges within a warp; blocks run one after another. Slow, and blind to
 /// timing, but a wrong index or a missing barrier shows (scripts/sanitize checks every access).
 
 #define __global__
@@ -104,16 +103,8 @@ const std::byte* exchange(const void* mine, size_t bytes);
 unsigned lane();
 unsigned active_lanes();
 std::byte* dynamic_shared_memory();
-/// together: all blocks at once, in turns, as a cooperative launch.
-void run_grid(dim3 grid, dim3 block, size_t shared_bytes, bool together, const std::function<void()>& thread);
+void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
 void require_full_mask(unsigned mask);
-[[noreturn]] void stop(const char* why);
-/// Lets the other threads run, for who waits for them without a barrier.
-void wait_a_turn();
-/// Waits until so many threads are here.
-void barrier_of(int id, int threads);
-/// Runs `act` before the block's next turn.
-void later(std::function<void()> act);
 
 template <typename T>
 T from_lane(T mine, unsigned source) {
@@ -192,16 +183,12 @@ enum cudaMemcpyKind {
   cudaMemcpyDefault
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-enum cudaLaunchAttributeID {
-  cudaLaunchAttributeCooperative,
-  cudaLaunchAttributeProgrammaticStreamSerialization
-};
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization };
 enum cudaMemoryType { cudaMemoryTypeUnregistered, cudaMemoryTypeHost, cudaMemoryTypeDevice };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
   struct {
     int programmaticStreamSerializationAllowed;
-    int cooperative;
   } val;
 };
 struct cudaLaunchConfig_t {
@@ -270,11 +257,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel*) {
 }
 template <typename... P, typename... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A... arguments) {
-  bool together = false;
-  for (unsigned i = 0; i < config->numAttrs; ++i) {
-    together = together || (config->attrs[i].id == cudaLaunchAttributeCooperative && config->attrs[i].val.cooperative != 0);
-  }
-  rwkvx::emulated::run_grid(config->gridDim, config->blockDim, config->dynamicSmemBytes, together,
+  rwkvx::emulated::run_grid(config->gridDim, config->blockDim, config->dynamicSmemBytes,
                             [&] { kernel(arguments...); });
   return cudaSuccess;
 }

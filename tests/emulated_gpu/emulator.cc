@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -79,9 +78,13 @@ namespace {
 
 constexpr size_t kStackBytes = size_t{256} << 10;
 
-constexpr uint32_t kMostTurns = 50'000'000;  // that a thread may wait in all
+[[noreturn]] void stop(const char* why) {
+  std::fprintf(stderr, "emulated kernel, block (%u, %u, %u), thread (%u, %u, %u): %s\n", blockIdx.x,
+               blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z, why);
+  std::abort();
+}
 
-enum class State { ready, at_block_barrier, at_warp_barrier, at_numbered_barrier, returned };
+enum class State { ready, at_block_barrier, at_warp_barrier, returned };
 
 struct Fiber {
   Context context;
@@ -89,8 +92,6 @@ struct Fiber {
   State state = State::ready;
   uint3 thread{};
   unsigned exchanges = 0;  // so far
-  int barrier = 0;         // that it waits at
-  uint32_t turns = 0;      // that it has waited
 };
 
 struct Warp {
@@ -98,17 +99,13 @@ struct Warp {
   alignas(16) std::byte slots[2][32 * kExchangeBytes];
 };
 
-/// A multiprocessor with one block.
 struct Machine {
   std::vector<std::unique_ptr<Fiber>> fibers;
   std::vector<Warp> warps;
   std::vector<std::byte> shared;
-  std::vector<std::function<void()>> later;
   Context scheduler;
   const std::function<void()>* thread = nullptr;
-  uint3 block{};
   size_t count = 0, current = 0, at_barrier = 0, alive = 0;
-  std::array<int, 16> at_numbered{};
   bool backwards = false;
 
   Fiber& fiber() { return *fibers[current]; }
@@ -132,27 +129,20 @@ struct Machine {
     }
   }
 };
-std::vector<std::unique_ptr<Machine>> machines;
-Machine* machine = nullptr;  // whose turn it is
+Machine machine;
 
 void body() {
-  Machine& m = *machine;
-  (*m.thread)();
-  m.fiber().state = State::returned;
-  --m.alive;
-  --m.warp().alive;
-  if (m.alive > 0) m.release_block();
-  if (m.warp().alive > 0) m.release_warp(m.current / 32);
-  m.yield();
+  (*machine.thread)();
+  machine.fiber().state = State::returned;
+  --machine.alive;
+  --machine.warp().alive;
+  if (machine.alive > 0) machine.release_block();
+  if (machine.warp().alive > 0) machine.release_warp(machine.current / 32);
+  machine.yield();
 }
 
-void start_block(Machine& m, uint3 index, dim3 block, size_t shared_bytes,
-                 const std::function<void()>& thread) {
-  m.thread = &thread;
-  m.block = index;
-  m.shared.assign(shared_bytes + 127, std::byte{0xff});  // NaN
-  m.later.clear();
-  m.at_numbered = {};
+void run_block(dim3 block) {
+  Machine& m = machine;
   m.count = m.alive = static_cast<size_t>(block.x) * block.y * block.z;
   m.at_barrier = 0;
   m.warps.resize((m.count + 31) / 32);
@@ -165,104 +155,63 @@ void start_block(Machine& m, uint3 index, dim3 block, size_t shared_bytes,
     Fiber& fiber = *m.fibers[i];
     fiber.state = State::ready;
     fiber.exchanges = 0;
-    fiber.turns = 0;
     const auto n = static_cast<unsigned>(i);
     fiber.thread = {n % block.x, n / block.x % block.y, n / (block.x * block.y)};
     fiber.context.start(fiber.stack.get(), kStackBytes, body);
   }
-}
-
-void resume(Machine& m, size_t at) {
-  m.current = at;
-  threadIdx = m.fibers[at]->thread;
-  m.scheduler.switch_to(m.fibers[at]->context);
-}
-
-/// Runs each thread of the block that does not wait, until it does.
-void turn(Machine& m) {
-  machine = &m;
-  blockIdx = m.block;
-  std::vector<std::function<void()>> due;
-  due.swap(m.later);
-  for (const auto& act : due) act();
-  bool ran = !due.empty();
-  for (size_t i = 0; i < m.count; ++i) {
-    // Whole warps, in an order that changes: what one warp must not yet read of another is sometimes there
-    // and sometimes not.
-    const size_t warps = (m.count + 31) / 32, w = i / 32;
-    const size_t at = (m.backwards ? warps - 1 - w : w) * 32 + i % 32;
-    if (at >= m.count || m.fibers[at]->state != State::ready) continue;
-    ran = true;
-    resume(m, at);
+  while (m.alive > 0) {
+    bool ran = false;
+    for (size_t i = 0; i < m.count; ++i) {
+      // Whole warps, in an order that changes: what one warp must not yet read of another is sometimes there
+      // and sometimes not.
+      const size_t warps = (m.count + 31) / 32, w = i / 32;
+      const size_t at = (m.backwards ? warps - 1 - w : w) * 32 + i % 32;
+      if (at >= m.count || m.fibers[at]->state != State::ready) continue;
+      ran = true;
+      m.current = at;
+      threadIdx = m.fibers[at]->thread;
+      m.scheduler.switch_to(m.fibers[at]->context);
+    }
+    // A count that is no multiple of 32 leaves indices of the last warp unvisited when running backwards.
+    for (size_t at = 0; at < m.count && !ran; ++at) {
+      if (m.fibers[at]->state != State::ready) continue;
+      ran = true;
+      m.current = at;
+      threadIdx = m.fibers[at]->thread;
+      m.scheduler.switch_to(m.fibers[at]->context);
+    }
+    if (!ran && m.alive > 0) stop("some threads wait at a barrier that the others never reach");
   }
-  // A count that is no multiple of 32 leaves indices of the last warp unvisited when running backwards.
-  for (size_t at = 0; at < m.count && !ran; ++at) {
-    if (m.fibers[at]->state != State::ready) continue;
-    ran = true;
-    resume(m, at);
-  }
-  if (!ran && m.alive > 0) stop("some threads wait at a barrier that the others never reach");
 }
 
 }  // namespace
 
-void stop(const char* why) {
-  std::fprintf(stderr, "emulated kernel, block (%u, %u, %u), thread (%u, %u, %u): %s\n", blockIdx.x,
-               blockIdx.y, blockIdx.z, threadIdx.x, threadIdx.y, threadIdx.z, why);
-  std::abort();
-}
-
 void block_barrier() {
-  Machine& m = *machine;
-  m.fiber().state = State::at_block_barrier;
-  ++m.at_barrier;
-  m.release_block();
-  m.yield();
+  machine.fiber().state = State::at_block_barrier;
+  ++machine.at_barrier;
+  machine.release_block();
+  machine.yield();
 }
-
-void barrier_of(int id, int threads) {
-  Machine& m = *machine;
-  int& arrived = m.at_numbered.at(static_cast<size_t>(id));
-  m.fiber().state = State::at_numbered_barrier;
-  m.fiber().barrier = id;
-  if (++arrived == threads) {
-    arrived = 0;
-    for (size_t i = 0; i < m.count; ++i) {
-      Fiber& fiber = *m.fibers[i];
-      if (fiber.state == State::at_numbered_barrier && fiber.barrier == id) fiber.state = State::ready;
-    }
-    m.backwards = !m.backwards;
-  }
-  m.yield();
-}
-
-void wait_a_turn() {
-  if (++machine->fiber().turns > kMostTurns) stop("a wait that never ends");
-  machine->yield();
-}
-
-void later(std::function<void()> act) { machine->later.push_back(std::move(act)); }
 
 const std::byte* exchange(const void* mine, size_t bytes) {
   if (bytes > kExchangeBytes) stop("an exchange of too many bytes");
-  Machine& m = *machine;
-  Warp& warp = m.warp();
-  std::byte* slots = warp.slots[m.fiber().exchanges++ % 2];
+  Warp& warp = machine.warp();
+  std::byte* slots = warp.slots[machine.fiber().exchanges++ % 2];
   memcpy(slots + lane() * kExchangeBytes, mine, bytes);
-  m.fiber().state = State::at_warp_barrier;
+  machine.fiber().state = State::at_warp_barrier;
   ++warp.waiting;
-  m.release_warp(m.current / 32);
-  m.yield();
+  machine.release_warp(machine.current / 32);
+  machine.yield();
   return slots;
 }
 
-unsigned lane() { return static_cast<unsigned>(machine->current % 32); }
+unsigned lane() { return static_cast<unsigned>(machine.current % 32); }
 
 unsigned active_lanes() {
   unsigned lanes = 0;
-  const size_t first = machine->current / 32 * 32;
-  for (size_t i = 0; i < 32 && first + i < machine->count; ++i) {
-    if (machine->fibers[first + i]->state != State::returned) lanes |= 1u << i;
+  const size_t first = machine.current / 32 * 32;
+  for (size_t i = 0; i < 32 && first + i < machine.count; ++i) {
+    if (machine.fibers[first + i]->state != State::returned) lanes |= 1u << i;
   }
   return lanes;
 }
@@ -272,38 +221,25 @@ void require_full_mask(unsigned mask) {
 }
 
 std::byte* dynamic_shared_memory() {
-  return reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(machine->shared.data()) + 127) / 128 * 128);
+  return reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(machine.shared.data()) + 127) / 128 * 128);
 }
 
-void run_grid(dim3 grid, dim3 block, size_t shared_bytes, bool together,
-              const std::function<void()>& thread) {
+void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread) {
   const size_t threads = static_cast<size_t>(block.x) * block.y * block.z;
   if (threads == 0 || threads > 1024) stop("a block has 1 to 1024 threads");
   if (shared_bytes > 227 * 1024) stop("a block has at most 227 KiB of shared memory");
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535)
     stop("a grid of wrong size");
+  machine.thread = &thread;
   gridDim = grid;
   blockDim = block;
-  const auto machine_of = [](size_t i) -> Machine& {
-    while (machines.size() <= i) machines.push_back(std::make_unique<Machine>());
-    return *machines[i];
-  };
-  size_t started = 0;
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
-        Machine& m = machine_of(together ? started++ : 0);
-        start_block(m, {x, y, z}, block, shared_bytes, thread);
-        while (!together && m.alive > 0) turn(m);
+        blockIdx = {x, y, z};
+        machine.shared.assign(shared_bytes + 127, std::byte{0xff});  // NaN
+        run_block(block);
       }
-    }
-  }
-  for (bool running = started > 0; running;) {
-    running = false;
-    for (size_t i = 0; i < started; ++i) {
-      if (machines[i]->alive == 0) continue;
-      turn(*machines[i]);
-      running = true;
     }
   }
 }

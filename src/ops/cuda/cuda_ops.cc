@@ -1,14 +1,11 @@
 #include "ops/cuda/cuda_ops.h"
 
-#include <optional>
-
 #include "base/assert.h"
 #include "base/error.h"
 #include "ops/cuda/cuda_training.h"
 #include "ops/cuda/kernels.h"
 #include "ops/cuda/matrix.h"
 #include "ops/cuda/recordings.h"
-#include "ops/cuda/resident_program.h"
 #include "tensor/quantise.h"
 
 namespace rwkvx {
@@ -44,84 +41,55 @@ class CudaOps final : public Ops {
   }
 
   void embed(std::span<const int32_t> tokens, ConstView table, View y) override {
-    cuda::embed(gpu(), tokens, table, y);
+    cuda::embed(gpu_, tokens, table, y);
   }
   void layer_norm(ConstView x, ConstView gain, ConstView bias, float eps, View y) override {
-    if (composer_) return composer_->layer_norm(x, gain, bias, eps, y);
-    cuda::layer_norm(gpu(), x, gain, bias, eps, y);
+    cuda::layer_norm(gpu_, x, gain, bias, eps, y);
   }
   void token_shift(ConstView x, ConstView mix, std::span<const int64_t> offsets, std::span<void* const> last,
                    std::span<const View> y) override {
-    cuda::token_shift(gpu(), x, mix, offsets, last, y);
+    cuda::token_shift(gpu_, x, mix, offsets, last, y);
   }
 
   using Ops::linear;
-  void linear(std::span<const LinearCall> calls) override {
-    if (composer_) return composer_->linear(calls);
-    cuda::linear(gpu(), calls);
-  }
+  void linear(std::span<const LinearCall> calls) override { cuda::linear(gpu_, calls); }
 
-  void wkv7_operands(const Wkv7Operands& call) override { cuda::wkv7_operands(gpu(), call); }
-  void wkv7(const Wkv7Call& call) override { cuda::wkv7(gpu(), call, precision_); }
-  void wkv7_output(const Wkv7Output& call) override { cuda::wkv7_output(gpu(), call); }
+  void wkv7_operands(const Wkv7Operands& call) override { cuda::wkv7_operands(gpu_, call); }
+  void wkv7(const Wkv7Call& call) override { cuda::wkv7(gpu_, call, precision_); }
+  void wkv7_output(const Wkv7Output& call) override { cuda::wkv7_output(gpu_, call); }
 
-  void norm_shift(const NormShift& call) override {
-    if (composer_) return composer_->norm_shift(call);
-    cuda::norm_shift(gpu(), call);
-  }
-  void wkv7_step(const Wkv7Step& call) override {
-    if (composer_) return composer_->wkv7_step(call);
-    cuda::wkv7_step(gpu(), call, precision_);
-  }
+  void norm_shift(const NormShift& call) override { cuda::norm_shift(gpu_, call); }
+  void wkv7_step(const Wkv7Step& call) override { cuda::wkv7_step(gpu_, call, precision_); }
 
   void kv_append(ConstView k, ConstView v, std::span<const int64_t> offsets,
                  std::span<const KvChunks> kv) override {
-    cuda::kv_append(gpu(), k, v, offsets, kv);
+    cuda::kv_append(gpu_, k, v, offsets, kv);
   }
-  void chunk_attention(const ChunkAttention& call) override { cuda::chunk_attention(gpu(), call, precision_); }
-  void kv_vote(const KvVote& call) override { cuda::kv_vote(gpu(), call); }
-  void kv_keep(const KvChunks& kv, ConstView kept) override { cuda::kv_keep(gpu(), kv, kept); }
+  void chunk_attention(const ChunkAttention& call) override { cuda::chunk_attention(gpu_, call, precision_); }
+  void kv_vote(const KvVote& call) override { cuda::kv_vote(gpu_, call); }
+  void kv_keep(const KvChunks& kv, ConstView kept) override { cuda::kv_keep(gpu_, kv, kept); }
 
   void gather_rows(ConstView x, std::span<const int64_t> rows, View y) override {
-    cuda::gather_rows(gpu(), x, rows, y);
+    cuda::gather_rows(gpu_, x, rows, y);
   }
 
   void upload(std::span<const std::byte> host, void* device) override {
-    gpu().upload(host.data(), device, host.size());
+    gpu_.upload(host.data(), device, host.size());
   }
   void download(const void* device, std::span<std::byte> host) override {
-    gpu().download(device, host.data(), host.size());
+    gpu_.download(device, host.data(), host.size());
   }
-  void copy(const void* from, void* to, size_t bytes) override { gpu().copy(from, to, bytes); }
+  void copy(const void* from, void* to, size_t bytes) override { gpu_.copy(from, to, bytes); }
   void synchronize() override { gpu_.synchronize(); }
-  void replay(uint64_t key, const std::function<void()>& work) override {
-    recordings_.run(gpu_, key, work, [&] { return compose(work); });
-  }
+  void replay(uint64_t key, const std::function<void()>& work) override { recordings_.run(gpu_, key, work); }
   Pieces pieces() const override { return {32768, gpu_.memory_bytes() / 8}; }
 
   TrainingOps& training() override { return *training_; }
 
  private:
-  /// For what is done at once, which a program that is being made cannot have.
-  cuda::Gpu& gpu() {
-    if (composer_) throw cuda::CannotRecord();
-    return gpu_;
-  }
-  std::shared_ptr<cuda::resident::Program> compose(const std::function<void()>& work) {
-    if (precision_ != Precision::bf16) throw cuda::CannotRecord();
-    struct Composing {
-      std::optional<cuda::ResidentComposer>& composer;
-      ~Composing() { composer.reset(); }
-    } composing{composer_};
-    composer_.emplace(gpu_);
-    work();
-    return composer_->finish();
-  }
-
   Precision precision_;
   cuda::Gpu gpu_;
   cuda::Recordings recordings_;
-  std::optional<cuda::ResidentComposer> composer_;  // while it is told of a program's work
   std::unique_ptr<TrainingOps> training_;
 };
 

@@ -5,7 +5,7 @@
 
 /// The units of weight_units.h for tensor cores: what one lane loads, kept as it was loaded, and its groups
 /// of 8 elements as 4 pairs of bfloat16. kMixed: the pairs of a group are elements 0 2, 1 3, 4 6, 5 7.
-/// kAhead: units of a row that a lane has under way. Row: a WeightRow, or one with the same loads of other memory.
+/// kAhead: units of a row that a lane has under way.
 namespace rwkvx::cuda {
 
 /// The words of 8 elements of x in the order of a group.
@@ -44,9 +44,8 @@ struct TensorBf16 {
   uint4 a;
   struct Scales {};
   __device__ __forceinline__ void clear() { a = kNoWords; }
-  template <typename Row>
-  __device__ __forceinline__ void load(const Row& row, int unit, bool valid) {
-    row.once(a, row.body + static_cast<int64_t>(unit) * 16, valid);
+  __device__ __forceinline__ void load(const WeightRow& row, int unit, bool valid) {
+    load_once_if(a, row.body + static_cast<int64_t>(unit) * 16, valid);
   }
   __device__ __forceinline__ static int at(int unit, int) { return unit * 8; }
   __device__ __forceinline__ Scales scales(int) const { return {}; }
@@ -66,10 +65,9 @@ struct TensorQ8_0 {
     float d, offset;
   };
   __device__ __forceinline__ void clear() { q = kNoWords, d = 0; }
-  template <typename Row>
-  __device__ __forceinline__ void load(const Row& row, int unit, bool valid) {
-    row.once(q, row.body + static_cast<int64_t>(unit) * 16, valid);
-    row.reused(d, row.scales + unit / 2, valid);
+  __device__ __forceinline__ void load(const WeightRow& row, int unit, bool valid) {
+    load_once_if(q, row.body + static_cast<int64_t>(unit) * 16, valid);
+    load_reused_if(d, row.scales + unit / 2, valid);
   }
   __device__ __forceinline__ static int at(int unit, int group) { return UnitQ8_0::at(unit, group); }
   __device__ __forceinline__ Scales scales(int) const {
@@ -103,10 +101,9 @@ struct TensorQ4_0 {
   uint16_t d;
   using Scales = uint32_t;
   __device__ __forceinline__ void clear() { q = kNoWords, d = 0; }
-  template <typename Row>
-  __device__ __forceinline__ void load(const Row& row, int unit, bool valid) {
-    row.once(q, row.body + static_cast<int64_t>(unit) * 16, valid);
-    row.reused(d, row.scales + unit, valid);
+  __device__ __forceinline__ void load(const WeightRow& row, int unit, bool valid) {
+    load_once_if(q, row.body + static_cast<int64_t>(unit) * 16, valid);
+    load_reused_if(d, row.scales + unit, valid);
   }
   __device__ __forceinline__ static int at(int unit, int group) { return UnitQ4_0::at(unit, group); }
   __device__ __forceinline__ Scales scales(int) const {
@@ -159,11 +156,10 @@ struct TensorQ4_K {
   uint4 header, q;
   using Scales = SubBlockPairs;
   __device__ __forceinline__ void clear() { header = q = kNoWords; }
-  template <typename Row>
-  __device__ __forceinline__ void load(const Row& row, int unit, bool valid) {
-    const auto block = row.body + static_cast<int64_t>(unit / 8) * static_cast<int>(sizeof(BlockQ4_K));
-    row.reused(header, block, valid);
-    row.once(q, block + 16 + unit % 8 * 16, valid);
+  __device__ __forceinline__ void load(const WeightRow& row, int unit, bool valid) {
+    const uint8_t* block = row.body + static_cast<int64_t>(unit / 8) * static_cast<int>(sizeof(BlockQ4_K));
+    load_reused_if(header, block, valid);
+    load_once_if(q, block + 16 + unit % 8 * 16, valid);
   }
   __device__ __forceinline__ static int at(int unit, int group) { return UnitQ4_K::at(unit, group); }
   __device__ __forceinline__ Scales scales(int unit) const { return sub_block_pairs(header, unit % 8 / 2); }
@@ -185,12 +181,11 @@ struct TensorQ5_K {
   uint4 header, q, bits;
   using Scales = SubBlockPairs;
   __device__ __forceinline__ void clear() { header = q = bits = kNoWords; }
-  template <typename Row>
-  __device__ __forceinline__ void load(const Row& row, int unit, bool valid) {
-    const auto block = row.body + static_cast<int64_t>(unit / 8) * static_cast<int>(sizeof(BlockQ5_K));
-    row.reused(header, block, valid);
-    row.reused(bits, block + 16 + unit % 2 * 16, valid);
-    row.once(q, block + 48 + unit % 8 * 16, valid);
+  __device__ __forceinline__ void load(const WeightRow& row, int unit, bool valid) {
+    const uint8_t* block = row.body + static_cast<int64_t>(unit / 8) * static_cast<int>(sizeof(BlockQ5_K));
+    load_reused_if(header, block, valid);
+    load_reused_if(bits, block + 16 + unit % 2 * 16, valid);
+    load_once_if(q, block + 48 + unit % 8 * 16, valid);
   }
   __device__ __forceinline__ static int at(int unit, int group) { return UnitQ4_K::at(unit, group); }
   __device__ __forceinline__ Scales scales(int unit) const { return sub_block_pairs(header, unit % 8 / 2); }
@@ -219,14 +214,13 @@ struct TensorQ6_K {
     uint32_t scale[2];
   };
   __device__ __forceinline__ void clear() { low = high = kNoWords, sub = make_uint2(0, 0), d = 0; }
-  template <typename Row>
-  __device__ __forceinline__ void load(const Row& row, int unit, bool valid) {
-    const auto block = row.body + static_cast<int64_t>(unit / 8) * kBodyQ6_K;
+  __device__ __forceinline__ void load(const WeightRow& row, int unit, bool valid) {
+    const uint8_t* block = row.body + static_cast<int64_t>(unit / 8) * kBodyQ6_K;
     const int h = unit % 8 / 4, first = unit % 2;
-    row.once(low, block + h * 64 + unit % 4 / 2 * 32 + first * 16, valid);
-    row.reused(high, block + 128 + h * 32 + first * 16, valid);
-    row.reused(sub, block + 192 + h * 8, valid);
-    row.reused(d, row.scales + unit / 8, valid);
+    load_once_if(low, block + h * 64 + unit % 4 / 2 * 32 + first * 16, valid);
+    load_reused_if(high, block + 128 + h * 32 + first * 16, valid);
+    load_reused_if(sub, block + 192 + h * 8, valid);
+    load_reused_if(d, row.scales + unit / 8, valid);
   }
   __device__ __forceinline__ static int at(int unit, int group) { return UnitQ6_K::at(unit, group); }
   __device__ __forceinline__ Scales scales(int unit) const {

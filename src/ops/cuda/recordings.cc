@@ -26,34 +26,31 @@ class Recorder {
 
 }  // namespace
 
-void Recordings::run(Gpu& gpu, uint64_t key, const std::function<void()>& work,
-                     const std::function<std::shared_ptr<resident::Program>()>& compose) {
+void Recordings::run(Gpu& gpu, uint64_t key, const std::function<void()>& work) {
   if (gpu.recording()) return work();  // within another
-  if (all_.size() >= kMost && !all_.contains(key)) all_.clear();
   const auto [entry, first] = all_.try_emplace(key);
-  Recording& recording = entry->second;
   if (first) {
-    try {
-      recording.program = compose();
-    } catch (const CannotRecord&) {
+    // Sizes that have not been seen take memory, which a recording cannot.
+    if (all_.size() > kMost) {
+      all_.clear();
+      all_.try_emplace(key);
     }
-    // Sizes that have not been seen take memory, which a graph cannot.
-    if (!recording.program) return work();
+    return work();
   }
-  if (recording.program) return resident::run(gpu, *recording.program);
-  if (recording.graph_possible && !recording.graph) {
+  Recording& recording = entry->second;
+  if (recording.possible && !recording.made) {
     try {
       Recorder recorder(gpu);
       if (recorder.running()) {
         work();
-        recording.graph = recorder.finish();
+        recording.made = recorder.finish();
       }
     } catch (const CannotRecord&) {
     }
-    recording.graph_possible = recording.graph != nullptr;
+    recording.possible = recording.made != nullptr;
   }
-  if (!recording.graph) return work();
-  gpu.play(recording.graph.get());
+  if (!recording.made) return work();
+  gpu.play(recording.made.get());
 }
 
 }  // namespace rwkvx::cuda

@@ -6,23 +6,19 @@
 #include <unordered_map>
 
 #include "ops/cuda/gpu.h"
-#include "ops/cuda/resident.h"
 
 namespace rwkvx::cuda {
 
-/// Work that can be started as a whole, by its key: as a resident program, else what was done before as a CUDA
-/// graph.
+/// Work that was done before, to be started as a whole: CUDA graphs by their keys.
 class Recordings {
  public:
-  /// As Ops::replay. `compose` makes a program of the work, or throws CannotRecord.
-  void run(Gpu& gpu, uint64_t key, const std::function<void()>& work,
-           const std::function<std::shared_ptr<resident::Program>()>& compose);
+  /// As Ops::replay: does `work` the first time, records it the second.
+  void run(Gpu& gpu, uint64_t key, const std::function<void()>& work);
 
  private:
   struct Recording {
-    std::shared_ptr<resident::Program> program;
-    bool graph_possible = true;
-    std::shared_ptr<void> graph;
+    bool possible = true;
+    std::shared_ptr<void> made;
   };
   std::unordered_map<uint64_t, Recording> all_;
 };

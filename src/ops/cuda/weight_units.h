@@ -12,14 +12,6 @@ namespace rwkvx::cuda {
 struct WeightRow {
   const uint8_t* body;
   const uint16_t* scales;
-  /// As load_once_if() and load_reused_if().
-  __device__ __forceinline__ static void once(uint4& v, const void* p, bool valid) {
-    load_once_if(v, p, valid);
-  }
-  template <typename T>
-  __device__ __forceinline__ static void reused(T& v, const void* p, bool valid) {
-    load_reused_if(v, p, valid);
-  }
 };
 
 __device__ __forceinline__ uint4 load_quad(const uint8_t* p) {
