@@ -366,7 +366,12 @@ __global__ void __launch_bounds__(flash::kThreads, 2)
   }
 }
 
-constexpr int64_t kMostParts = int64_t{1} << 21;  // kept at a time: 0.54 GB
+/// Kept at a time: 1.1 GB, or a 64th of a small memory. More heads at a time have fewer ends at which a part of
+/// the multiprocessors has nothing to do.
+constexpr int64_t kMostParts = int64_t{1} << 22;
+int64_t most_parts(const Gpu& gpu) {
+  return std::min<int64_t>(kMostParts, gpu.memory_bytes() / 64 / static_cast<int64_t>(kHead * sizeof(float)));
+}
 
 template <typename Way>
 void attend(Gpu& gpu, Pieces& pieces, const Attend& a) {
@@ -384,7 +389,11 @@ void attend(Gpu& gpu, Pieces& pieces, const Attend& a) {
   }
   sparse = sparse && a.top > 0;
   int64_t heads = a.heads;
-  if (sparse) heads = std::clamp<int64_t>(kMostParts / (rows * a.top), 1, a.heads);
+  if (sparse) {
+    const int64_t most = std::clamp<int64_t>(most_parts(gpu) / (rows * a.top), 1, a.heads);
+    const int64_t slices = (a.heads + most - 1) / most;
+    heads = (a.heads + slices - 1) / slices;
+  }
 
   const Arena::Scope scope(gpu.scratch());
   Slice slice{};

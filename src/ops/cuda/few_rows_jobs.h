@@ -13,15 +13,32 @@ namespace rwkvx::cuda {
 
 inline constexpr int kFewRowsJobs = 8;  // of a launch
 
+/// Where products go, [R, out], and what is done with them.
+struct Result {
+  void* y;  // float or Bf16
+  Activation activation;
+  bool add, y_bf16;
+};
+inline Result result_of(const FewRowsCall& call) {
+  return {call.y.data(), call.activation, call.add, call.y.dtype() == DType::bf16};
+}
+__device__ __forceinline__ void store_result(const Result& to, int64_t at, float sum) {
+  if (to.y_bf16) {
+    static_cast<Bf16*>(to.y)[at] = from_float<Bf16>(activate(to.activation, sum));
+  } else {
+    float* y = static_cast<float*>(to.y) + at;
+    *y = to.add ? *y + sum : activate(to.activation, sum);
+  }
+}
+
 struct FewRowsJob {
   WeightRows w;
   const void* x;  // [R, in]
-  void* y;        // [R, out] float or Bf16
+  Result result;
   int in, out, units;
   int first_block;
   int splits;  // warps that share a tile
-  Activation activation;
-  bool add, y_bf16, constant;
+  bool constant;
 };
 struct FewRowsJobs {
   int count, rows, blocks;
@@ -35,13 +52,7 @@ struct FewRowsJobs {
 };
 
 __device__ __forceinline__ void store_result(const FewRowsJob& job, int row, int output, float sum) {
-  const int64_t at = static_cast<int64_t>(row) * job.out + output;
-  if (job.y_bf16) {
-    static_cast<Bf16*>(job.y)[at] = from_float<Bf16>(activate(job.activation, sum));
-  } else {
-    float* y = static_cast<float*>(job.y) + at;
-    *y = job.add ? *y + sum : activate(job.activation, sum);
-  }
+  store_result(job.result, static_cast<int64_t>(row) * job.out + output, sum);
 }
 
 /// `each` gets the jobs of one launch after another; `unit` elements are loaded at once.
@@ -56,15 +67,12 @@ void for_launches(std::span<const FewRowsCall> calls, int unit, const Each& each
       const GpuMatrix& m = *call.w;
       jobs.of[i] = {.w = weight_rows(m),
                     .x = call.x.data(),
-                    .y = call.y.data(),
+                    .result = result_of(call),
                     .in = static_cast<int>(m.in),
                     .out = static_cast<int>(m.out),
                     .units = static_cast<int>(m.in) / unit,
                     .first_block = 0,
                     .splits = 1,
-                    .activation = call.activation,
-                    .add = call.add,
-                    .y_bf16 = call.y.dtype() == DType::bf16,
                     .constant = m.constant};
     }
     each(jobs);

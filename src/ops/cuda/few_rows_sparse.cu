@@ -89,8 +89,7 @@ __global__ void __launch_bounds__(kThreads)
 
 /// A block has 32 outputs of one row; its warps share the sums.
 __global__ void __launch_bounds__(kThreads)
-    total_kernel(const float* sums, int parts, int out, Activation activation, bool add, void* y,
-                 bool y_bf16) {
+    total_kernel(const float* sums, int parts, int out, Result result) {
   __shared__ float partial[kThreads / 32][32];
   allow_next_kernel();
   wait_for_previous_kernel();
@@ -107,23 +106,17 @@ __global__ void __launch_bounds__(kThreads)
   if (warp != 0 || column >= out) return;
   float total = 0.0f;
   for (int i = 0; i < kThreads / 32; ++i) total += partial[i][lane];
-  const int64_t at = static_cast<int64_t>(blockIdx.y) * out + column;
-  if (y_bf16) {
-    static_cast<Bf16*>(y)[at] = from_float<Bf16>(activate(activation, total));
-  } else {
-    float* to = static_cast<float*>(y) + at;
-    *to = add ? *to + total : activate(activation, total);
-  }
+  store_result(result, static_cast<int64_t>(blockIdx.y) * out + column, total);
 }
 
-}  // namespace
-
+/// Ends a product whose sums lie in parts: sums [R, parts, out].
 void add_parts(Gpu& gpu, ConstView sums, const FewRowsCall& call) {
   const int64_t rows = sums.dim(0), out = sums.dim(2);
   launch(gpu, {dim3(blocks_for(out, 32), static_cast<unsigned>(rows)), kThreads}, total_kernel,
-         sums.as<float>(), static_cast<int>(sums.dim(1)), static_cast<int>(out), call.activation, call.add,
-         call.y.data(), call.y.dtype() == DType::bf16);
+         sums.as<float>(), static_cast<int>(sums.dim(1)), static_cast<int>(out), result_of(call));
 }
+
+}  // namespace
 
 void few_rows_sparse(Gpu& gpu, const FewRowsCall& call) {
   if (call.w->type == DType::bf16 && call.x.dtype() == DType::bf16) return few_rows_sparse_tensor(gpu, call);

@@ -6,8 +6,8 @@
 /// few_rows_sparse() of up to 16 rows of bfloat16 by tensor cores. A block has 128 outputs and a range of
 /// inputs; it lists those that are not zero in all rows, with the rows' values, and reads each one's weights
 /// once. The rows are the 16 × k operand, the weights the k × 8 one: a lane has 8 consecutive outputs of 4
-/// inputs, output j of which belongs to the product with columns 8 n + j. Sums of the blocks are added by a
-/// second kernel, in order.
+/// inputs, output j of which belongs to the product with columns 8 n + j. Sums of the blocks are added in
+/// order by the last block of each 128 outputs.
 namespace rwkvx::cuda {
 namespace {
 
@@ -23,10 +23,34 @@ constexpr int kAhead = 3;                               // steps of 16 inputs th
 template <int Sets>
 constexpr int kSharedBytes = std::max(2 * 8 * Sets * kValues, 4 * kSplits * 8 * Sets * kPartialFloats);
 
-/// Block (x, y): outputs 128 x …, inputs y · inputs …; sums [R, blocks y, out]. Sets: of 8 rows.
+/// Outputs first … first + 127 from the sums of all parts, in order.
+__device__ __forceinline__ void add_parts(const float* sums, int rows, int parts, int out, int first,
+                                          const Result& result) {
+  constexpr int kTogether = 16;  // parts that are loaded together
+  for (int i = static_cast<int>(threadIdx.x); i < rows * kOutputs; i += kThreads) {
+    const int row = i / kOutputs, at = first + i % kOutputs;
+    if (at >= out) continue;
+    const float* from = sums + static_cast<int64_t>(row) * parts * out + at;
+    float total = 0.0f;
+    for (int part = 0; part < parts; part += kTogether) {
+      float values[kTogether];
+#pragma unroll
+      for (int p = 0; p < kTogether; ++p) {
+        values[p] = part + p < parts ? from[static_cast<int64_t>(part + p) * out] : 0.0f;
+      }
+#pragma unroll
+      for (int p = 0; p < kTogether; ++p) total += values[p];
+    }
+    store_result(result, static_cast<int64_t>(row) * out + at, total);
+  }
+}
+
+/// Block (x, y): outputs 128 x …, inputs y · inputs …; sums [R, blocks y, out]; tickets [blocks x], zero. Sets:
+/// of 8 rows.
 template <int Sets>
 __global__ void __launch_bounds__(kThreads, 2)
-    sparse_tensor_kernel(const Bf16* w, const Bf16* x, int rows, int in, int out, int inputs, float* sums) {
+    sparse_tensor_kernel(const Bf16* w, const Bf16* x, int rows, int in, int out, int inputs, float* sums,
+                         int32_t* tickets, Result result) {
   __shared__ uint4 memory[kSharedBytes<Sets> / 16];
   __shared__ int2 place_pairs[kMostInputs / 2];
   __shared__ int counts[kThreads / 32];
@@ -163,6 +187,16 @@ __global__ void __launch_bounds__(kThreads, 2)
       total += partial[(other * 8 * Sets + row) * kPartialFloats + output];
     sums[(static_cast<int64_t>(row) * gridDim.y + blockIdx.y) * out + at] = total;
   }
+
+  __threadfence();
+  __syncthreads();
+  if (thread == 0) counts[0] = atomicAdd(tickets + blockIdx.x, 1);
+  __syncthreads();
+  const int parts = static_cast<int>(gridDim.y);
+  if (counts[0] != parts - 1) return;
+  __threadfence();
+  if (thread == 0) tickets[blockIdx.x] = 0;
+  add_parts(sums, rows, parts, out, static_cast<int>(blockIdx.x) * kOutputs, result);
 }
 
 }  // namespace
@@ -181,8 +215,8 @@ void few_rows_sparse_tensor(Gpu& gpu, const FewRowsCall& call) {
   const Grid grid{dim3(static_cast<unsigned>(across), static_cast<unsigned>(parts)), kThreads};
   launch(gpu, grid, rows <= 8 ? sparse_tensor_kernel<1> : sparse_tensor_kernel<2>,
          static_cast<const Bf16*>(m.body), pointer<Bf16>(call.x), static_cast<int>(rows),
-         static_cast<int>(m.in), static_cast<int>(m.out), inputs, sums.as<float>());
-  add_parts(gpu, sums, call);
+         static_cast<int>(m.in), static_cast<int>(m.out), inputs, sums.as<float>(), gpu.tickets(across),
+         result_of(call));
 }
 
 }  // namespace rwkvx::cuda

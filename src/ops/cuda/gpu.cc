@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "base/assert.h"
 #include "base/error.h"
 #include "ops/cuda/kernels.h"
 
@@ -10,6 +11,7 @@ namespace {
 
 constexpr size_t kTableBytes = size_t{4} << 20;
 constexpr size_t kTableAlign = 256;
+constexpr int64_t kTickets = 1 << 14;
 constexpr size_t kPinnedBytes = size_t{4} << 20;
 
 double gigabytes(size_t bytes) { return static_cast<double>(bytes) * 1e-9; }
@@ -87,6 +89,7 @@ Gpu::Gpu(int device)
   keep_freed_memory();
   check(cudaMallocHost(&pinned_.data, kPinnedBytes), "taking memory of the host");
   tables_ = Buffer(DType::u8, {static_cast<int64_t>(kTableBytes)}, allocator_);
+  tickets_ = Buffer(DType::i32, {kTickets}, allocator_);
 }
 
 void Gpu::keep_freed_memory() {
@@ -112,6 +115,11 @@ const void* Gpu::table(const void* host, size_t bytes) {
   tables_used_ += needed;
   upload(host, at, bytes);
   return at;
+}
+
+int32_t* Gpu::tickets(int64_t count) {
+  RWKVX_ASSERT(count <= kTickets);
+  return tickets_.as<int32_t>();
 }
 
 void Gpu::synchronize() { check(cudaStreamSynchronize(stream()), "waiting for it"); }

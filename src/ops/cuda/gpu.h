@@ -59,6 +59,8 @@ class Gpu {
   const T* table(std::span<const T> host) {
     return static_cast<const T*>(table(host.data(), host.size_bytes()));
   }
+  /// Counters that are zero between kernels, `count` of them; a kernel that uses them leaves them so.
+  int32_t* tickets(int64_t count);
   /// Waits until everything asked for is done. Errors: what went wrong in it.
   void synchronize();
 
@@ -99,7 +101,7 @@ class Gpu {
     ~Pinned();
   };
   Pinned pinned_;
-  Buffer tables_;
+  Buffer tables_, tickets_;
   size_t tables_used_ = 0;
   std::shared_ptr<void> library_state_;
 };

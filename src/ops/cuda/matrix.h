@@ -67,8 +67,6 @@ void few_rows_tensor(Gpu& gpu, std::span<const FewRowsCall> calls);
 void few_rows_sparse(Gpu& gpu, const FewRowsCall& call);
 /// The same by tensor cores: x and weights of bfloat16.
 void few_rows_sparse_tensor(Gpu& gpu, const FewRowsCall& call);
-/// Ends a product whose sums lie in parts: sums [R, parts, out].
-void add_parts(Gpu& gpu, ConstView sums, const FewRowsCall& call);
 
 void linear(Gpu& gpu, std::span<const LinearCall> calls);
 void linear_backward(Gpu& gpu, std::span<const LinearBackward> calls);
