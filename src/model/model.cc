@@ -64,8 +64,7 @@ void Model::run_block(const BlockRef& block, const Pass& pass) const {
 }
 
 void Model::run_steps(const Pass& pass) const {
-  const AttentionRows rows =
-      attention_rows(*ops_, pass.batch.rows(), config().channels, pass.arena);
+  const AttentionRows rows = attention_rows(*ops_, pass.batch.rows(), config().channels, pass.arena);
   for (size_t i = 0, end = 0;; i = end++) {
     while (end < order_.size() && !order_[end].sparse) ++end;
     replay(i, end, pass, rows);

@@ -33,8 +33,8 @@ AttentionRows attention_rows(Ops& ops, int64_t rows, int64_t channels, Arena& ar
 }
 
 void attention_inputs(Ops& ops, const AttentionWeights& w, ConstView x, const AttentionRows& rows) {
-  ops.linear(std::array<LinearCall, 3>{
-      {{x, &w.receptance, rows.q}, {x, &w.key, rows.k}, {x, &w.value, rows.v}}});
+  ops.linear(
+      std::array<LinearCall, 3>{{{x, &w.receptance, rows.q}, {x, &w.key, rows.k}, {x, &w.value, rows.v}}});
 }
 
 void attention_read(Ops& ops, const Batch& batch, std::span<KvStore* const> stores, int64_t top_k,

@@ -43,8 +43,8 @@ TEST_P(StepsTest, AreThoseOfTheReference) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, StepsTest,
-                         testing::Values(DType::bf16, DType::f16, DType::q8_0, DType::q4_0, DType::q4_k, DType::q5_k,
-                                         DType::q6_k),
+                         testing::Values(DType::bf16, DType::f16, DType::q8_0, DType::q4_0, DType::q4_k,
+                                         DType::q5_k, DType::q6_k),
                          [](const auto& one) { return "cuda_" + std::string(name(one.param)); });
 
 }  // namespace

@@ -366,8 +366,8 @@ __global__ void __launch_bounds__(flash::kThreads, 2)
   }
 }
 
-/// Kept at a time: 1.1 GB, or a 64th of a small memory. More heads at a time have fewer ends at which a part of
-/// the multiprocessors has nothing to do.
+/// Kept at a time: 1.1 GB, or a 64th of a small memory. More heads at a time have fewer ends at which a part
+/// of the multiprocessors has nothing to do.
 constexpr int64_t kMostParts = int64_t{1} << 22;
 int64_t most_parts(const Gpu& gpu) {
   return std::min<int64_t>(kMostParts, gpu.memory_bytes() / 64 / static_cast<int64_t>(kHead * sizeof(float)));

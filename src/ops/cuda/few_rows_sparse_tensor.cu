@@ -45,8 +45,8 @@ __device__ __forceinline__ void add_parts(const float* sums, int rows, int parts
   }
 }
 
-/// Block (x, y): outputs 128 x …, inputs y · inputs …; sums [R, blocks y, out]; tickets [blocks x], zero. Sets:
-/// of 8 rows.
+/// Block (x, y): outputs 128 x …, inputs y · inputs …; sums [R, blocks y, out]; tickets [blocks x], zero.
+/// Sets: of 8 rows.
 template <int Sets>
 __global__ void __launch_bounds__(kThreads, 2)
     sparse_tensor_kernel(const Bf16* w, const Bf16* x, int rows, int in, int out, int inputs, float* sums,

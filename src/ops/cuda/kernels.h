@@ -10,7 +10,8 @@
 namespace rwkvx::cuda {
 
 // rows.cu
-/// What the code that this GPU runs was compiled for, 90 for Hopper: with PTX of an older one, less than it is.
+/// What the code that this GPU runs was compiled for, 90 for Hopper: with PTX of an older one, less than it
+/// is.
 int code_architecture();
 void layer_norm(Gpu& gpu, ConstView x, ConstView gain, ConstView bias, float eps, View y);
 void token_shift(Gpu& gpu, ConstView x, ConstView mix, std::span<const int64_t> offsets,
