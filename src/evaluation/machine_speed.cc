@@ -27,6 +27,18 @@ double quickest(const Pass& pass) {
   return best;
 }
 
+/// Asks for memory ahead, as the kernels do: a processor's own prefetching stays behind that.
+uint64_t sum_of(const uint64_t* from, size_t count) {
+  constexpr size_t kLine = 8, kAhead = 512;  // of 64 bytes, of 4 KB
+  uint64_t sum = 0;
+  size_t i = 0;
+  for (; i + kLine <= count; i += kLine) {
+    __builtin_prefetch(from + std::min(i + kAhead, count - 1));
+    for (size_t k = 0; k < kLine; ++k) sum += from[i + k];
+  }
+  return std::accumulate(from + i, from + count, sum);
+}
+
 double read_speed(int threads) {
   const std::vector<uint64_t> memory(size_t{32} << 20, 1);
   const size_t part = memory.size() / static_cast<size_t>(threads);
@@ -34,10 +46,7 @@ double read_speed(int threads) {
   const double seconds = quickest([&] {
     std::vector<std::thread> readers;
     for (int i = 0; i < threads; ++i) {
-      readers.emplace_back([&, i] {
-        const auto first = memory.begin() + static_cast<std::ptrdiff_t>(part * static_cast<size_t>(i));
-        sum += std::accumulate(first, first + static_cast<std::ptrdiff_t>(part), uint64_t{0});
-      });
+      readers.emplace_back([&, i] { sum += sum_of(memory.data() + part * static_cast<size_t>(i), part); });
     }
     for (std::thread& reader : readers) reader.join();
   });

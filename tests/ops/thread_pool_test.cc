@@ -30,6 +30,33 @@ TEST(ThreadPool, RunsEveryTaskOnce) {
   }
 }
 
+TEST(ThreadPool, StretchesCoverEverythingOnce) {
+  for (const int threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    for (int round = 0; round < 300; ++round) {
+      const int64_t count = round % 17 + (round % 50 == 0 ? 1000 : 0);
+      std::vector<std::atomic<int>> times(static_cast<size_t>(count));
+      pool.run_stretches(count, [&](int64_t task, int thread) {
+        EXPECT_LT(thread, pool.threads());
+        ++times[static_cast<size_t>(task)];
+      });
+      ASSERT_THAT(std::vector<int>(times.begin(), times.end()),
+                  testing::AllOf(testing::SizeIs(count), testing::Each(1)));
+    }
+  }
+}
+
+/// The caller is the first thread: its stretch is the first part, from the front.
+TEST(ThreadPool, AStretchIsTakenInOrder) {
+  ThreadPool pool(2);
+  std::vector<int64_t> own;
+  pool.run_stretches(100, [&](int64_t task, int thread) {
+    if (thread == 0 && task < 50) own.push_back(task);
+  });
+  // Its end may have been taken by the other one, and none of it if the caller came last.
+  for (size_t i = 0; i < own.size(); ++i) EXPECT_EQ(own[i], static_cast<int64_t>(i));
+}
+
 TEST(ThreadPool, WakesSleepingWorkers) {
   ThreadPool pool(3);
   for (int round = 0; round < 5; ++round) {
@@ -64,6 +91,18 @@ TEST(ThreadPool, RethrowsAndGoesOn) {
                           [](int64_t task, int) {
                             if (task == 20) throw std::runtime_error("task 20");
                           }),
+                 std::runtime_error);
+    EXPECT_THAT(times_run(pool, 50), testing::Each(1));
+  }
+}
+
+TEST(ThreadPool, RethrowsFromStretchesAndGoesOn) {
+  ThreadPool pool(3);
+  for (int round = 0; round < 20; ++round) {
+    EXPECT_THROW(pool.run_stretches(50,
+                                    [](int64_t task, int) {
+                                      if (task == 40) throw std::runtime_error("task 40");
+                                    }),
                  std::runtime_error);
     EXPECT_THAT(times_run(pool, 50), testing::Each(1));
   }

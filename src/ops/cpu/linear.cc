@@ -184,7 +184,7 @@ void Linear::run_few(std::span<const LinearCall> calls) {
       task -= one.tasks;
     }
   };
-  if (weight_bytes >= kWorthThreads) return pool_.run(tasks, run_task);
+  if (weight_bytes >= kWorthThreads) return pool_.run_stretches(tasks, run_task);
   for (int64_t task = 0; task < tasks; ++task) run_task(task, 0);
 }
 

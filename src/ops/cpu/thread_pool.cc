@@ -17,7 +17,7 @@ void pause() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : stretches_(static_cast<size_t>(threads)) {
   // With more threads than cores a watching thread takes the core of a working one.
   spins_ = threads <= usable_cores() ? 2000 : 10;
   for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
@@ -32,17 +32,43 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::take_tasks(int thread) noexcept {
   try {
+    if (in_stretches_) return take_stretches(thread);
     for (int64_t task = next_.fetch_add(1); task < count_; task = next_.fetch_add(1)) {
       call_(context_, task, thread);
     }
   } catch (...) {
     const std::lock_guard lock(error_mutex_);
     if (!error_) error_ = std::current_exception();
-    next_ = count_;
+    drop_tasks();
   }
 }
 
-void ThreadPool::run(int64_t count, Call call, const void* context) {
+void ThreadPool::take_stretches(int thread) {
+  const auto take = [&](Stretch& stretch, bool first) {
+    uint64_t tasks = stretch.tasks;
+    while (true) {
+      const auto begin = static_cast<uint32_t>(tasks >> 32), end = static_cast<uint32_t>(tasks);
+      if (begin >= end) return int64_t{-1};
+      const uint64_t rest = first ? tasks + (uint64_t{1} << 32) : tasks - 1;
+      if (stretch.tasks.compare_exchange_weak(tasks, rest))
+        return static_cast<int64_t>(first ? begin : end - 1);
+    }
+  };
+  const size_t threads = stretches_.size(), own = static_cast<size_t>(thread);
+  for (size_t i = 0; i < threads; ++i) {
+    Stretch& stretch = stretches_[(own + i) % threads];
+    for (int64_t task = take(stretch, i == 0); task >= 0; task = take(stretch, i == 0)) {
+      call_(context_, task, thread);
+    }
+  }
+}
+
+void ThreadPool::drop_tasks() {
+  next_ = count_;
+  for (Stretch& stretch : stretches_) stretch.tasks = 0;
+}
+
+void ThreadPool::run(int64_t count, Call call, const void* context, bool stretches) {
   if (workers_.empty() || count < 2) {
     for (int64_t task = 0; task < count; ++task) call(context, task, 0);
     return;
@@ -51,6 +77,15 @@ void ThreadPool::run(int64_t count, Call call, const void* context) {
   context_ = context;
   count_ = count;
   next_ = 0;
+  in_stretches_ = stretches;
+  if (stretches) {
+    const auto threads = static_cast<int64_t>(stretches_.size());
+    for (int64_t t = 0; t < threads; ++t) {
+      const auto begin = static_cast<uint64_t>(count * t / threads),
+                 end = static_cast<uint64_t>(count * (t + 1) / threads);
+      stretches_[static_cast<size_t>(t)].tasks = begin << 32 | end;
+    }
+  }
   ++epoch_;
   epoch_.notify_all();
   take_tasks(0);

@@ -34,12 +34,15 @@ class ThreadPool {
   /// free thread. Rethrows the first exception of a task when all threads have stopped.
   template <typename Body>
   void run(int64_t count, const Body& body) {
-    run(
-        count,
-        [](const void* context, int64_t task, int thread) {
-          (*static_cast<const Body*>(context))(task, thread);
-        },
-        &body);
+    run(count, call_of<Body>, &body, false);
+  }
+
+  /// The same for tasks whose neighbours read neighbouring memory: each thread has a stretch of them, which
+  /// it takes one after another, so that what is fetched ahead at a task's end is its own; who has none left
+  /// takes them from the ends of others' stretches. count < 2³².
+  template <typename Body>
+  void run_stretches(int64_t count, const Body& body) {
+    run(count, call_of<Body>, &body, true);
   }
 
   /// Calls body(begin, end) for parts of 0 .. count; below `grain` for all of it, in this thread. A thread
@@ -56,15 +59,26 @@ class ThreadPool {
 
  private:
   using Call = void (*)(const void* context, int64_t task, int thread);
-  void run(int64_t count, Call call, const void* context);
+  template <typename Body>
+  static void call_of(const void* context, int64_t task, int thread) {
+    (*static_cast<const Body*>(context))(task, thread);
+  }
+  /// The tasks of a thread that nobody has taken: the first in the upper half, behind the last in the lower.
+  struct alignas(64) Stretch {
+    std::atomic<uint64_t> tasks{0};
+  };
+  void run(int64_t count, Call call, const void* context, bool stretches);
   void work(int thread);
   void take_tasks(int thread) noexcept;
+  void take_stretches(int thread);
+  void drop_tasks();
 
   // The job, written before epoch_ becomes odd (open) and left alone until it is even (closed) and nobody is
   // inside.
   Call call_ = nullptr;
   const void* context_ = nullptr;
   int64_t count_ = 0;
+  bool in_stretches_ = false;
   std::exception_ptr error_;
   std::mutex error_mutex_;
 
@@ -73,6 +87,7 @@ class ThreadPool {
   alignas(64) std::atomic<int32_t> inside_{0};  // workers that may be reading the job
   std::atomic<bool> stop_{false};
   int spins_;
+  std::vector<Stretch> stretches_;  // one for each thread
   std::vector<std::thread> workers_;
 };
 
