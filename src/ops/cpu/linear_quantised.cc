@@ -23,6 +23,7 @@ using U16 = hn::Repartition<uint16_t, F>;
 
 constexpr int64_t kParts = kGroup / kLanes;  // vectors of a unit of the group's rows
 constexpr int64_t kUnit = 4 * kGroup;        // bytes
+constexpr int64_t kLine = 64;                // of the caches
 
 /// The same for signed weights. VNNI wants one side unsigned and does not saturate: weights + 128, whose part
 /// of the sum the accumulator starts with. The other x86 targets move the sign to x.
@@ -227,6 +228,11 @@ HWY_INLINE void dot_group(const std::byte* group, int64_t blocks, PackedSizes si
   const int64_t span = PackedBlocks::span(kType), units = sizes.interleaved * kGroup;
   Sums<kRows> part[kParts];
   for (int64_t b = 0; b < blocks; b += kTogether, group += span) {
+    if constexpr (kRows <= 2 && kType == DType::q5_k) {
+      // The fifth bits, which load_unit() does not pass over. Nor does it over scales: asking for them too gains
+      // nothing.
+      for (int64_t at = 0; at < 8 * kUnit; at += kLine) prefetch(group + at + kSecondCacheAhead);
+    }
     for (int64_t i = 0; i < std::min(kTogether, blocks - b); ++i) {
       const std::byte* scales = group + kTogether * units + i * sizes.scales * kGroup;
       RWKVX_UNROLL for (int64_t p = 0; p < kParts; ++p) {
