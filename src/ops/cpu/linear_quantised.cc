@@ -229,8 +229,8 @@ HWY_INLINE void dot_group(const std::byte* group, int64_t blocks, PackedSizes si
   Sums<kRows> part[kParts];
   for (int64_t b = 0; b < blocks; b += kTogether, group += span) {
     if constexpr (kRows <= 2 && kType == DType::q5_k) {
-      // The fifth bits, which load_unit() does not pass over. Nor does it over scales: asking for them too gains
-      // nothing.
+      // The fifth bits, which load_unit() does not pass over. Nor does it over scales: asking for them too
+      // gains nothing.
       for (int64_t at = 0; at < 8 * kUnit; at += kLine) prefetch(group + at + kSecondCacheAhead);
     }
     for (int64_t i = 0; i < std::min(kTogether, blocks - b); ++i) {
