@@ -1,4 +1,4 @@
-// Token by token with weights of every type, as a GPU does it in programs of its own, beside the reference.
+// Token by token on a GPU, with weights of every type, beside the reference.
 
 #include "model/checkpoint_writer.h"
 #include "model/quantise_plan.h"

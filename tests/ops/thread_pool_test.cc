@@ -84,28 +84,25 @@ TEST(ThreadPool, RangesCoverEverythingOnce) {
   }
 }
 
-TEST(ThreadPool, RethrowsAndGoesOn) {
+/// Both ways of running tasks hand a task's exception to the caller and leave the pool usable.
+template <class Run>
+void expect_rethrown(int64_t failing, const Run& run) {
   ThreadPool pool(3);
   for (int round = 0; round < 20; ++round) {
-    EXPECT_THROW(pool.run(50,
-                          [](int64_t task, int) {
-                            if (task == 20) throw std::runtime_error("task 20");
-                          }),
-                 std::runtime_error);
+    const auto fail = [&](int64_t task, int) {
+      if (task == failing) throw std::runtime_error("a task failed");
+    };
+    EXPECT_THROW(run(pool, fail), std::runtime_error);
     EXPECT_THAT(times_run(pool, 50), testing::Each(1));
   }
 }
 
+TEST(ThreadPool, RethrowsAndGoesOn) {
+  expect_rethrown(20, [](ThreadPool& pool, const auto& task) { pool.run(50, task); });
+}
+
 TEST(ThreadPool, RethrowsFromStretchesAndGoesOn) {
-  ThreadPool pool(3);
-  for (int round = 0; round < 20; ++round) {
-    EXPECT_THROW(pool.run_stretches(50,
-                                    [](int64_t task, int) {
-                                      if (task == 40) throw std::runtime_error("task 40");
-                                    }),
-                 std::runtime_error);
-    EXPECT_THAT(times_run(pool, 50), testing::Each(1));
-  }
+  expect_rethrown(40, [](ThreadPool& pool, const auto& task) { pool.run_stretches(50, task); });
 }
 
 TEST(UsableCores, AreAtLeastOne) { EXPECT_GE(usable_cores(), 1); }
