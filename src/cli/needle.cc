@@ -63,16 +63,18 @@ Prompts make_prompts(const NeedleOptions& o, const NeedleTask& task, const Needl
     if (name.empty()) name = paths.front().string();
   }
   const Haystack haystack(name, std::move(text), grid.lengths.back(), tokenizer);
-  return {plan_needles(task, grid, haystack, tokenizer),
-          {{"task", task.name},
-           {"intro", task.text.intro},
-           {"needle", task.text.needle},
-           {"question", task.text.question},
-           {"distractors", task.distractors},
-           {"values", task.values},
-           {"haystack", haystack.name},
-           {"haystack_hash", hash_of(haystack.text)},
-           {"seed", grid.seed}},
+  nlohmann::ordered_json settings = {{"task", task.name},
+                                     {"intro", task.text.intro},
+                                     {"needle", task.text.needle},
+                                     {"question", task.text.question},
+                                     {"distractors", task.distractors},
+                                     {"values", task.values},
+                                     {"haystack", haystack.name},
+                                     {"haystack_hash", hash_of(haystack.text)},
+                                     {"seed", grid.seed}};
+  // Left out where it is not used: folders of results without it can be gone on with.
+  if (grid.end_step != 0) settings["end_step"] = grid.end_step;
+  return {plan_needles(task, grid, haystack, tokenizer), std::move(settings),
           fmt::format("{} in {}", task.name, haystack.name)};
 }
 
@@ -229,6 +231,13 @@ void add_needle(CLI::App& app) {
       ->capture_default_str();
   command->add_option("--seed", o->grid.seed, "Draws keys and values; the same seed gives the same prompts")
       ->capture_default_str();
+  command
+      ->add_option(
+          "--end-step", o->grid.end_step,
+          "Tokens that each repeat's text ends earlier than the one before, so that its question stands "
+          "behind other words")
+      ->check(CLI::Range(int64_t{0}, int64_t{1000000}))
+      ->capture_default_str();
   command->add_option("--haystack", o->haystack, "Text files or folders to hide in (default: repeated noise)")
       ->allow_extra_args(false);
   command->add_option("--intro", o->intro, "Words before the haystack, instead of the task's");
@@ -238,8 +247,8 @@ void add_needle(CLI::App& app) {
   command->add_option("--values", o->values, "Values of the key that is asked for (multi-value: 4)");
   auto* prompts =
       command->add_option("--prompts", o->prompts, "A JSONL file of prompts and answers instead of a task");
-  for (const char* other : {"--task", "--lengths", "--depths", "--repeats", "--seed", "--haystack", "--intro",
-                            "--needle", "--question", "--distractors", "--values"}) {
+  for (const char* other : {"--task", "--lengths", "--depths", "--repeats", "--seed", "--end-step",
+                            "--haystack", "--intro", "--needle", "--question", "--distractors", "--values"}) {
     prompts->excludes(other);
   }
   command->add_option("--write-prompts", o->write_prompts, "Write the prompts to a JSONL file as well");

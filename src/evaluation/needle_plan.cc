@@ -134,21 +134,22 @@ class Planner {
     int64_t others = 0, most = 0;  // tokens of the other needles, and of hay
     for (const Hidden& other : around.others) others += size_of(other.tokens);
     std::vector<int64_t> hays;
+    const int64_t shorter = drawn.front().repeat * grid_.end_step;
     for (const NeedleSample& sample : drawn) {
       const int64_t own = size_of(intro_) + others + size_of(sample.needle) + size_of(sample.question);
-      if (length < own) {
-        throw UsageError(
-            fmt::format("--lengths: task {} needs at least {} tokens for its own words; {} is too short",
-                        task_.name, own, length));
+      if (length - shorter < own) {
+        throw UsageError(fmt::format(
+            "--lengths: task {} needs at least {} tokens for its own words; {}{} is too short", task_.name,
+            own, length, shorter > 0 ? fmt::format(" less the {} tokens of --end-step", shorter) : ""));
       }
-      hays.push_back(length - own);
+      hays.push_back(length - shorter - own);
       most = std::max(most, hays.back());
     }
     RWKVX_ASSERT(most <= size_of(haystack_.tokens));
 
     // Every sample of the trunk has the others at the same places, which no key or value may shift: within
     // the haystack that is left beside the longest.
-    const auto least = std::max<int64_t>(0, length - size_of(intro_) - others - longest_own_);
+    const auto least = std::max<int64_t>(0, length - shorter - size_of(intro_) - others - longest_own_);
     std::vector<Hidden> hidden = around.others;
     for (size_t i = 0; i < hidden.size(); ++i) hidden[i].place = place(least, around.fractions[i]);
     std::vector<TokenId>& tokens = plan_.trunks[trunk];

@@ -14,7 +14,7 @@ namespace rwkvx {
 
 /// One prompt: trunk[0, insert_at), needle, trunk[insert_at, end), question.
 struct NeedleSample {
-  int64_t length = 0;  ///< tokens of the prompt, all included
+  int64_t length = 0;  ///< tokens of the prompt, all included; as asked for, where end_step took some
   double depth = 0;    ///< as asked for; insert_at is where it came to be
   int64_t repeat = 0;
   size_t trunk = 0;  ///< of NeedlePlan::trunks
@@ -37,13 +37,15 @@ struct NeedleGrid {
   std::vector<double> depths;  ///< fractions
   int64_t repeats = 1;
   uint64_t seed = 0;
+  /// Repeat r has r x end_step tokens less of the haystack, so that each question stands behind other words.
+  int64_t end_step = 0;
 };
 
 /// A sample for every length, depth and repeat. Each is drawn from (seed, task, repeat, depth) alone, so that
-/// a grid that grows keeps its samples and that all lengths ask for the same value. Lengths are exact; the
-/// depth counts in tokens of the haystack, and moves back to the end of a sentence if the task says so.
-/// Values and keys differ from each other and do not occur in the haystack. Errors: a length below what
-/// intro, needles and question take; those of check_needle_task.
+/// a grid that grows keeps its samples and that all lengths ask for the same value. Lengths are exact without
+/// an end_step; the depth counts in tokens of the haystack, and moves back to the end of a sentence if the
+/// task says so. Values and keys differ from each other and do not occur in the haystack. Errors: a length,
+/// shortened, below what intro, needles and question take; those of check_needle_task.
 NeedlePlan plan_needles(const NeedleTask& task, const NeedleGrid& grid, const Haystack& haystack,
                         const Tokenizer& tokenizer);
 

@@ -113,6 +113,24 @@ TEST_P(EveryTaskTest, AGridThatGrowsKeepsItsPrompts) {
   }
 }
 
+TEST_P(EveryTaskTest, EachRepeatEndsEarlierByTheStep) {
+  NeedleGrid stepped = kGrid;
+  stepped.end_step = 37;
+  const NeedlePlan p = plan(GetParam(), stepped);
+  ASSERT_EQ(p.samples.size(), kGrid.lengths.size() * kGrid.depths.size() * 3);
+  std::set<std::string> ends;  // the words before the question, where the needle is not among them
+  const auto tokenizer = make_byte_tokenizer();
+  for (const NeedleSample& s : p.samples) {
+    const std::vector<TokenId> prompt = p.prompt(s);
+    EXPECT_EQ(static_cast<int64_t>(prompt.size()), s.length - 37 * s.repeat);
+    EXPECT_LE(s.insert_at, s.end);
+    if (s.depth > 0.3 || s.length < 1024) continue;
+    const std::string text = tokenizer->decode(prompt);
+    ends.insert(text.substr(text.size() - s.question.size() - 20, 20));
+  }
+  EXPECT_GE(ends.size(), 6u);  // 2 lengths x 3 repeats; keys of other lengths move some
+}
+
 TEST_P(EveryTaskTest, SharingReadsEachTokenOfATrunkOnce) {
   const NeedlePlan p = plan(GetParam());
   int64_t alone = 0;
