@@ -40,10 +40,11 @@ class Measurements:
 
     def loss(self, at, about, name, model, before):
         """Bits per byte of short windows, and by position in long pieces of the held-out books. `before` lists models
-        (name, stage, stage of their losses) that are to be in the same picture, if they are measured already."""
+        (name, stage, stage of their losses) that are to be in the same picture, if they are measured already and the
+        model is there: kept runs have none."""
         def run(folder):
             done = [self.gguf(stage, other) for other, stage, losses in before
-                    if self.runner.folders.state(losses) == "done"]
+                    if self.runner.folders.state(losses) == "done" and self.gguf(stage, other).exists()]
             for what in ("windows", "pieces"):
                 self.losses(folder, what, [*done, self.gguf(model, name)], self.root / "loss" / what)
 

@@ -79,7 +79,8 @@ class Models:
         text = patched(text, mixture)
         needs = [self.data]
         # One that goes on has its size already.
-        fitted = made[spec["like"]] if "like" in spec and "load" not in spec else None
+        fit = spec.get("fit", None if "load" in spec else spec.get("like"))
+        fitted = made[fit] if fit else None
         if fitted:
             needs.append(fitted)
         source = made[spec["load"]] if "load" in spec else None

@@ -174,6 +174,15 @@ class StageTest(Temporary):
         differs = {k for k in model["train"] if model["train"][k] != control["train"].get(k)}
         self.assertEqual(differs, {"layers", "sparse-blocks", "gate-loss", "pointing-loss"})
 
+    def test_a_control_may_be_fitted_to_another_model_than_it_is_like(self):
+        recipe = read_recipe(RECIPES / "smoke.json")
+        recipe["models"]["larger"] = {"like": "pretrain", "fit": "expand", "train": {"layers": 3}}
+        recipe["models"]["later"] = {"like": "long", "load": "larger", "train": {"gate-loss": 0}}
+        plan = Plan(self.runner, recipe, RECIPES, ROOT, [])
+        self.assertEqual([need.name for need in plan.models["larger"].needs], ["data", "expand"])
+        self.assertEqual([need.name for need in plan.models["later"].needs], ["data", "larger"])
+        self.assertEqual(plan.models["larger"].settings["mixture"], plan.models["pretrain"].settings["mixture"])
+
     def test_a_model_that_goes_on_changes_sources_by_name(self):
         recipe = read_recipe(RECIPES / "smoke.json")
         recipe["models"]["more"] = {"like": "mixture", "load": "mixture", "sources": {"text": {"weight": 7}},
