@@ -76,7 +76,10 @@ class Models:
         for source in text["sources"]:
             source.update((spec.get("sources") or {}).get(source["name"], {}))
         text.update({field: spec[field] for field in ("weights", "phases") if field in spec})
+        sources = text["sources"]
         text = patched(text, mixture)
+        if mixture and isinstance(mixture.get("sources"), dict):
+            text["sources"] = [patched(source, mixture["sources"].get(source["name"])) for source in sources]
         needs = [self.data]
         # One that goes on has its size already.
         fit = spec.get("fit", None if "load" in spec else spec.get("like"))

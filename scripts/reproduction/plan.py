@@ -14,6 +14,10 @@ def read_recipe(path):
     return recipe
 
 
+def ablation_place(name, seed):
+    return f"ablations/{slug(name)}/seed-{seed}"
+
+
 class Plan:
     def __init__(self, runner, recipe, recipes, root, corpus):
         self.recipe = recipe
@@ -54,24 +58,27 @@ class Plan:
             self.add(self.measure.samples(name, model, spec["samples"]))
 
     def ablations(self, runner, recipes, spec):
-        """Each variation trains its own copies of the models it changes; those before them are the recipe's."""
+        """Each variation trains its own copies of the models it changes; those before them are the recipe's. One that
+        changes nothing measures the recipe's own model."""
         maker = Models(runner, recipes, {**self.recipe["models"], **spec["models"]}, self.data)
-        measure = spec["measure"]
-        for variation in spec["variations"]:
+        for variation in (variation for group in spec["groups"] for variation in group["variations"]):
             for seed in variation.get("seeds", [0]):
-                at = f"ablations/{slug(variation['name'])}/seed-{seed}"
+                at = ablation_place(variation["name"], seed)
                 made = dict(self.models)
-                for name, change in variation["change"].items():
+                for name, change in variation.get("change", {}).items():
                     own = (variation.get("mixture") or {}).get(name)
                     made[name] = self.add(maker.stage(name, made, change, own, f"{at}/{name}", seed))
-                last = list(variation["change"])[-1]
-                self.add(self.measure.needle(f"{at}/needle", variation["name"], last, made[last], measure,
-                                             measure["lengths"]))
+                last = variation.get("model") or list(variation["change"])[-1]
+                for task in spec["tasks"]:
+                    self.add(self.measure.needle(f"{at}/needle-{task['name']}", f"{variation['name']}: {task['title']}", last,
+                                                 made[last], task, spec["lengths"]))
                 self.add(self.measure.short_loss(f"{at}/loss", variation["name"], last, made[last]))
         shipped = self.recipe["shipped"]
         for variation in [{"name": "as trained", "flags": {}}] + spec["inference"]:
-            self.add(self.measure.needle(f"ablations/inference/{slug(variation['name'])}", variation["name"], shipped,
-                                         self.models[shipped], measure, measure["inference_lengths"], variation["flags"]))
+            for task in spec["tasks"]:
+                self.add(self.measure.needle(f"ablations/inference/{slug(variation['name'])}/{task['name']}",
+                                             f"{variation['name']}: {task['title']}", shipped, self.models[shipped], task,
+                                             spec["inference_lengths"], variation["flags"]))
 
     def chosen(self, words):
         for word in words:

@@ -151,16 +151,23 @@ def ablations(results):
     spec = results.plan.recipe.get("ablations")
     if not spec:
         return ""
-    rows = [[name, str(len(found)) if found else MISSING, *cells] for name, found, cells in results.ablations()]
-    lengths = results.ablation_lengths()
-    head = [f"keys at {tables.size(length)}" for length in lengths]
-    text = (f"## Ablations\n\nShortened recipes (`scripts/recipes/`); percent of keys found ({asked(spec['measure'])}) and bits per "
-            "byte of short\npieces, as the mean over seeds (lowest to highest).\n\n" +
-            table(["", "seeds", *head, "bits per byte"], rows))
-    rows = [[name, *cells] for name, cells in results.inference()]
-    lengths = results.inference_lengths()
-    return text + (f"\n\n### At inference\n\nThe model `{results.plan.recipe['shipped']}` as it is, run differently:\n\n" +
-                   table(["", *(tables.size(length) for length in lengths)], rows))
+    titles = {task["name"]: task["title"] for task in spec["tasks"]}
+    how = "; ".join(f"{task['title']}: {asked(task)}" for task in spec["tasks"])
+    parts = ["## Ablations\n\nVariations of shortened recipes (`scripts/recipes/ablations.json`). Percent of keys found and bits per "
+             f"byte of short\npieces, as the mean over seeds (lowest to highest). {how}."]
+
+    def head(columns):
+        return [f"{titles[task]}, {tables.size(length)}" for task, length in columns]
+
+    for group in spec["groups"]:
+        columns, rows = results.ablations(group)
+        parts.append(f"### {group['title']}\n\n{group['about']}\n\n" +
+                     table(["", "seeds", *head(columns), "bits per byte"],
+                           [[name, str(seeds) if seeds else MISSING, *cells] for name, seeds, cells in rows]))
+    columns, rows = results.inference()
+    parts.append(f"### At inference\n\nThe model `{results.plan.recipe['shipped']}` as it is, run differently:\n\n" +
+                 table(["", *head(columns)], [[name, *cells] for name, cells in rows]))
+    return "\n\n".join(parts)
 
 
 def quoted(text):

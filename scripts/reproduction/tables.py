@@ -1,6 +1,7 @@
 """Numbers for the report."""
 
 from .measurements import slug
+from .plan import ablation_place
 from .results import Loss, Needles, Training, json_or_none
 
 MISSING = "not run"
@@ -109,37 +110,42 @@ class Results:
         buckets = loss.buckets()
         return buckets[-1][2] / early if early and buckets and buckets[-1][0] >= 8192 else None
 
-    def ablation_lengths(self):
-        return sorted({length for _, found, _ in self.variations() for needles, _ in found for length in needles.lengths()})
+    def tasks(self):
+        return self.plan.recipe["ablations"]["tasks"]
 
-    def variations(self):
-        """(name, [(needles, loss)] of the seeds that are there, all seeds)"""
-        for variation in self.plan.recipe["ablations"]["variations"]:
-            found = []
-            seeds = variation.get("seeds", [0])
-            for seed in seeds:
-                at = f"ablations/{slug(variation['name'])}/seed-{seed}"
-                needles, loss = Needles(self.folder(f"{at}/needle")), Loss(self.folder(f"{at}/loss") / "windows.json")
-                if needles:
-                    found.append((needles, loss))
-            yield variation["name"], found, seeds
+    def seeds(self, variation):
+        """[({task: needles}, loss)] of the seeds that are there."""
+        found = []
+        for seed in variation.get("seeds", [0]):
+            at = ablation_place(variation["name"], seed)
+            needles = {task["name"]: Needles(self.folder(f"{at}/needle-{task['name']}")) for task in self.tasks()}
+            if any(needles.values()):
+                found.append((needles, Loss(self.folder(f"{at}/loss") / "windows.json")))
+        return found
 
-    def ablations(self):
-        lengths = self.ablation_lengths()
-        for name, found, _ in self.variations():
-            cells = [spread([needles.accuracy(length) for needles, _ in found], percent) for length in lengths]
-            yield name, found, [*cells, spread([loss.bits() for _, loss in found], number)]
+    def ablation_columns(self, groups):
+        """(task, length) of what is there in lists of {task: needles}."""
+        found = [needles for group in groups for needles in group]
+        return [(task["name"], length) for task in self.tasks()
+                for length in sorted({length for needles in found for length in needles[task["name"]].lengths()})]
+
+    def ablations(self, group):
+        """Columns, and (name, number of seeds, cells) of each variation."""
+        found = {variation["name"]: self.seeds(variation) for variation in group["variations"]}
+        columns = self.ablation_columns([[needles for needles, _ in seeds] for seeds in found.values()])
+        rows = []
+        for name, seeds in found.items():
+            cells = [spread([needles[task].accuracy(length) for needles, _ in seeds], percent) for task, length in columns]
+            rows.append((name, len(seeds), [*cells, spread([loss.bits() for _, loss in seeds], number)]))
+        return columns, rows
 
     def inference_names(self):
         return ["as trained"] + [v["name"] for v in self.plan.recipe["ablations"]["inference"]]
 
-    def inference_needles(self):
-        return {name: Needles(self.folder(f"ablations/inference/{slug(name)}")) for name in self.inference_names()}
-
-    def inference_lengths(self):
-        return sorted({length for needles in self.inference_needles().values() for length in needles.lengths()})
-
     def inference(self):
-        lengths = self.inference_lengths()
-        for name, needles in self.inference_needles().items():
-            yield name, [percent(needles.accuracy(length)) for length in lengths] or [MISSING]
+        """Columns, and (name, cells) of each way to run the model."""
+        found = {name: {task["name"]: Needles(self.folder(f"ablations/inference/{slug(name)}/{task['name']}"))
+                        for task in self.tasks()} for name in self.inference_names()}
+        columns = self.ablation_columns([found.values()])
+        return columns, [(name, [percent(needles[task].accuracy(length)) for task, length in columns] or [MISSING])
+                         for name, needles in found.items()]

@@ -27,6 +27,9 @@ class Temporary(unittest.TestCase):
     def plan(self, recipe="smoke.json"):
         return Plan(self.runner, read_recipe(RECIPES / recipe), RECIPES, ROOT, [])
 
+    def stage(self, plan, name):
+        return next(stage for stage in plan.stages if stage.name == name)
+
     def leave(self, stage, files, done=True):
         """What a finished stage leaves."""
         folder = self.runner.folders.of(stage)
@@ -195,6 +198,22 @@ class StageTest(Temporary):
         self.assertEqual([s for s in after if s["name"] == "text"][0]["weight"], 7)
         self.assertEqual([s for s in after if s["name"] != "text"], [s for s in before if s["name"] != "text"])
 
+    def test_a_variation_changes_sources_by_name(self):
+        plan = self.plan()
+        own = self.stage(plan, "ablations/two-stages-without-longce/seed-0/long").settings["mixture"]
+        sources = {source["name"]: source for source in own["sources"]}
+        recipes = {source["name"]: source for source in plan.models["long"].settings["mixture"]["sources"]}
+        self.assertEqual(sources.pop("text"), {**recipes.pop("text"), "weight": 3})
+        self.assertEqual(sources, recipes)
+        self.assertNotIn("resets", own)
+
+    def test_a_variation_that_changes_nothing_trains_nothing(self):
+        plan = self.plan()
+        names = {stage.name for stage in plan.stages if stage.name.startswith("ablations/alignment-as-it-is/")}
+        self.assertEqual({name.split("/")[-1] for name in names}, {"needle-passkey", "needle-noise", "loss"})
+        loss = self.stage(plan, "ablations/alignment-as-it-is/seed-0/loss")
+        self.assertEqual([need.name for need in loss.needs], ["data", "align"])
+
     def test_a_model_may_have_weights_of_its_own(self):
         recipe = read_recipe(RECIPES / "smoke.json")
         recipe["models"]["more"] = {"like": "mixture", "load": "mixture", "weights": {"text": 0.5}, "train": {}}
@@ -212,9 +231,6 @@ class ReportTest(Temporary):
         path = self.out / "docs" / "report.md"
         report.write_report(plan, self.runner.folders, path)
         return path.read_text()
-
-    def stage(self, plan, name):
-        return next(stage for stage in plan.stages if stage.name == name)
 
     @staticmethod
     def result(length, depth, score):
@@ -247,8 +263,12 @@ class ReportTest(Temporary):
                                             "run/metrics.jsonl": '{"step": 1, "tokens": 2500000}\n'})
         for seed, score in ((0, 1), (1, 0)):
             at = f"ablations/as-in-the-recipe/seed-{seed}"
-            self.leave(self.stage(plan, f"{at}/needle"), {"third/results.jsonl": self.result(512, 0.5, score)})
+            self.leave(self.stage(plan, f"{at}/needle-passkey"), {"third/results.jsonl": self.result(512, 0.5, score)})
             self.leave(self.stage(plan, f"{at}/loss"), {"windows.json": self.loss(4 + seed)})
+        self.leave(self.stage(plan, "ablations/alignment-as-it-is/seed-0/needle-noise"),
+                   {"noise/results.jsonl": self.result(256, 0.5, 1)})
+        self.leave(self.stage(plan, "ablations/inference/bounded-300/noise"),
+                   {"noise/results.jsonl": self.result(512, 0.5, 1)})
         text = self.written(plan)
         self.assertIn("| Pass key in noise, every length | ≥ 99% | 50%, at least 1 keys for each length and depth | **no** |", text)
         self.assertIn("| `mixture` | 100 | 50 | 2–3 | 0 at 1K, 100% |", text)
@@ -257,7 +277,12 @@ class ReportTest(Temporary):
         self.assertIn("two stages | ≤ 1.01 | 2.0000 | **no** |", text)
         self.assertIn("| gzip | 4.2500 | 3.5000 |", text)
         self.assertIn("| 6 + 0 × 128 | 1.300 M | 2.5 M | 1 min |", text)
+        self.assertIn("|  | seeds | pass key, 512 | bits per byte |", text)
         self.assertIn("| as in the recipe | 2 | 50 (0 – 100) | 4.5000 (4.0000 – 5.0000) |", text)
+        self.assertIn("|  | seeds | in noise, 256 | bits per byte |", text)
+        self.assertIn("| alignment as it is | 1 | 100 | not run |", text)
+        self.assertIn("| copied outputs | not run | not run | not run |", text)
+        self.assertIn("|  | in noise, 512 |\n|---|---|\n| as trained | not run |\n| bounded 300 | 100 |", text)
         self.assertIn("Trained on 1 texts, 2.0 MB: one. Held out: third.", text)
         picture = "images/reproduction/passkey-noise-noise.svg"
         self.assertIn(picture, text)
