@@ -99,9 +99,10 @@ def needles(results, pictures):
             rows.append([f"`{name}`", *(cells or [MISSING]), "–".join(map(str, sorted(counts))) or MISSING, worst])
         head = ["", *(map(tables.size, lengths) if lengths else [grid["lengths"]]), "keys", "worst length and depth"]
         parts.append(f"### {grid['title']}\n\n{asked(grid)}.\n\n" + table(head, rows))
-        for folder in found[grid["models"][0]].folders:
+        shown = next((name for name, result in found.items() if result), None)  # one picture says enough
+        for folder in found[shown].folders if shown else []:
             picture = pictures.add(folder / "heatmap.svg", f"{grid['name']}-{folder.name}.svg",
-                                   f"{grid['title']} in {folder.name}, by length and depth")
+                                   f"`{shown}`: {grid['title'].lower()} in {folder.name}, by length and depth")
             if picture:
                 parts.append(picture)
     return "\n\n".join(parts)
