@@ -20,11 +20,14 @@ def flags(settings):
 
 
 def patched(value, patch):
-    """`value` with the fields of `patch` in it; null takes one away."""
+    """`value` with the fields of `patch` in it; null takes one away. Fields for a list, as for a mixture's sources, are by the
+    names of what is in it."""
     out = copy.deepcopy(value)
     for name, new in (patch or {}).items():
         if new is None:
             out.pop(name, None)
+        elif isinstance(new, dict) and isinstance(out.get(name), list):
+            out[name] = [patched(item, new.get(item["name"])) for item in out[name]]
         else:
             out[name] = new
     return out
@@ -73,13 +76,8 @@ class Models:
         if seed is not None:
             settings["seed"] = seed
         text = read_json(self.recipes / spec["mixture"])
-        for source in text["sources"]:
-            source.update((spec.get("sources") or {}).get(source["name"], {}))
-        text.update({field: spec[field] for field in ("weights", "phases") if field in spec})
-        sources = text["sources"]
+        text = patched(text, {field: spec[field] for field in ("sources", "weights", "phases") if field in spec})
         text = patched(text, mixture)
-        if mixture and isinstance(mixture.get("sources"), dict):
-            text["sources"] = [patched(source, mixture["sources"].get(source["name"])) for source in sources]
         needs = [self.data]
         # One that goes on has its size already.
         fit = spec.get("fit", None if "load" in spec else spec.get("like"))

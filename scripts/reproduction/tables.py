@@ -123,16 +123,15 @@ class Results:
                 found.append((needles, Loss(self.folder(f"{at}/loss") / "windows.json")))
         return found
 
-    def ablation_columns(self, groups):
-        """(task, length) of what is there in lists of {task: needles}."""
-        found = [needles for group in groups for needles in group]
+    def ablation_columns(self, found):
+        """(task, length) of what is there in a list of {task: needles}."""
         return [(task["name"], length) for task in self.tasks()
                 for length in sorted({length for needles in found for length in needles[task["name"]].lengths()})]
 
     def ablations(self, group):
         """Columns, and (name, number of seeds, cells) of each variation."""
         found = {variation["name"]: self.seeds(variation) for variation in group["variations"]}
-        columns = self.ablation_columns([[needles for needles, _ in seeds] for seeds in found.values()])
+        columns = self.ablation_columns([needles for seeds in found.values() for needles, _ in seeds])
         rows = []
         for name, seeds in found.items():
             cells = [spread([needles[task].accuracy(length) for needles, _ in seeds], percent) for task, length in columns]
@@ -146,6 +145,6 @@ class Results:
         """Columns, and (name, cells) of each way to run the model."""
         found = {name: {task["name"]: Needles(self.folder(f"ablations/inference/{slug(name)}/{task['name']}"))
                         for task in self.tasks()} for name in self.inference_names()}
-        columns = self.ablation_columns([found.values()])
+        columns = self.ablation_columns(found.values())
         return columns, [(name, [percent(needles[task].accuracy(length)) for task, length in columns] or [MISSING])
                          for name, needles in found.items()]
