@@ -1,5 +1,6 @@
 """A run without its models and texts: small enough to be committed, enough to write its report again."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,15 @@ from .stages import Failure, write_text
 KINDS = (".json", ".jsonl", ".svg")
 
 
+def without_folders(plan, text):
+    """Absolute paths of stages' files, relative to the run's folder, wherever that was when they were made: stages may have been
+    copied from another run, or the whole run moved."""
+    tops = sorted({stage.name.split("/")[0] for stage in plan.stages} | {"loss"})
+    return re.sub(rf"(?<![^\s\"'=])/(?:[^/\"'\n]+/)*?(?=(?:{'|'.join(map(re.escape, tops))})/)", "", text)
+
+
 def keep(plan, folders, to):
-    """Copies what finished stages measured. Paths in it become relative to the run's folder."""
+    """Copies what finished stages measured."""
     to, out = Path(to).resolve(), folders.out.resolve()
     if to == out or to in out.parents or out in to.parents:
         raise Failure(f"--keep {to}: is the run's own folder, or around or in it; name another folder")
@@ -23,5 +31,6 @@ def keep(plan, folders, to):
     for file in files:
         copy = to / file.relative_to(folders.out)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        write_text(copy, file.read_text(encoding="utf-8").replace(f"{folders.out}/", ""))
+        text = file.read_text(encoding="utf-8").replace(f"{folders.out}/", "")
+        write_text(copy, without_folders(plan, text))
     return len(files)

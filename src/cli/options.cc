@@ -69,8 +69,9 @@ void add_kv_options(CLI::App& app, RunOptions& options) {
          "--kv",
          [&options](const std::string& text) { as_usage([&] { parse_kv_policy(text, options.kv); }); },
          "What sparse attention remembers: full; disk[:FOLDER], the same in a temporary file; or "
-         "bounded[:MAX,WINDOW,MIN]: when MAX tokens are stored keep MIN, the last WINDOW and those they "
-         "looked at most (20000,2000,16000)")
+         "bounded[:MAX,WINDOW,MIN[,RULE]]: when MAX tokens are stored keep MIN (20000,2000,16000): the last "
+         "WINDOW, and of the others by RULE those that the window looked at (votes), those unlike the rest "
+         "(keys), or half by each (both, the default)")
       ->default_str("full");
   app.add_option_function<std::string>(
          "--kv-dtype",

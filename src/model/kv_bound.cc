@@ -1,6 +1,7 @@
 #include "model/kv_bound.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -8,29 +9,51 @@
 
 namespace rwkvx {
 
-std::vector<int32_t> most_voted(std::span<const float> votes, int64_t count, int64_t neighbours) {
-  const auto n = static_cast<int64_t>(votes.size());
-  std::vector<float> pooled(votes.size());
+namespace {
+
+/// Each the largest among its neighbours.
+std::vector<float> pooled(std::span<const float> scores, int64_t neighbours) {
+  const auto n = static_cast<int64_t>(scores.size());
+  std::vector<float> known(scores.begin(), scores.end()), out(scores.size());
+  for (float& x : known) x = std::isnan(x) ? 0 : x;
   for (int64_t i = 0; i < n; ++i) {
-    const auto first = votes.begin() + std::max<int64_t>(0, i - neighbours);
-    const auto last = votes.begin() + std::min(n, i + neighbours + 1);
-    pooled[static_cast<size_t>(i)] = *std::max_element(first, last);
+    const auto first = known.begin() + std::max<int64_t>(0, i - neighbours);
+    const auto last = known.begin() + std::min(n, i + neighbours + 1);
+    out[static_cast<size_t>(i)] = *std::max_element(first, last);
   }
-  std::vector<int32_t> tokens(votes.size());
-  std::iota(tokens.begin(), tokens.end(), 0);
-  const auto more = [&](int32_t a, int32_t b) {  // of equals the later
-    const float x = pooled[static_cast<size_t>(a)], y = pooled[static_cast<size_t>(b)];
+  return out;
+}
+
+/// Puts the `count` of `tokens` with the highest scores in front.
+void put_first(std::span<int32_t> tokens, int64_t count, const std::vector<float>& scores) {
+  const auto more = [&](int32_t a, int32_t b) {
+    const float x = scores[static_cast<size_t>(a)], y = scores[static_cast<size_t>(b)];
     return x > y || (x == y && a > b);
   };
-  const auto end = tokens.begin() + count;
-  if (count < n) std::nth_element(tokens.begin(), end, tokens.end(), more);
-  tokens.erase(end, tokens.end());
+  if (count < static_cast<int64_t>(tokens.size())) {
+    std::nth_element(tokens.begin(), tokens.begin() + count, tokens.end(), more);
+  }
+}
+
+}  // namespace
+
+std::vector<int32_t> staying(std::span<const float> votes, std::span<const float> distinctness, int64_t count,
+                             int64_t neighbours) {
+  const int64_t voted = distinctness.empty() ? count : votes.empty() ? 0 : count / 2;
+  std::vector<int32_t> tokens(std::max(votes.size(), distinctness.size()));
+  std::iota(tokens.begin(), tokens.end(), 0);
+  if (voted > 0) put_first(tokens, voted, pooled(votes, neighbours));
+  if (count > voted) {
+    put_first(std::span(tokens).subspan(static_cast<size_t>(voted)), count - voted,
+              pooled(distinctness, neighbours));
+  }
+  tokens.resize(static_cast<size_t>(count));
   std::sort(tokens.begin(), tokens.end());
   return tokens;
 }
 
 KvBound::KvBound(const KvOptions& options, int64_t heads, int64_t block, Ops& ops)
-    : ops_(&ops), heads_(heads), window_(options.window) {
+    : ops_(&ops), heads_(heads), window_(options.window), rule_(options.rule) {
   // Each block drops tokens a little before the one above it, and its queries vote at other tokens.
   const int64_t slack = options.min - options.window - 1;
   const int64_t earlier = std::min(slack, block * (kVoters + kVoters / 4));
@@ -46,6 +69,7 @@ KvBound::KvBound(const KvBound& other)
       max_(other.max_),
       min_(other.min_),
       window_(other.window_),
+      rule_(other.rule_),
       votes_(other.ops_->real(), other.votes_.view().shape(), other.ops_->allocator()),
       waiting_(other.ops_->real(), other.waiting_.view().shape(), other.ops_->allocator()),
       waiting_count_(other.waiting_count_) {
@@ -56,6 +80,7 @@ KvBound::KvBound(const KvBound& other)
 KvBound& KvBound::operator=(const KvBound& other) { return *this = KvBound(other); }
 
 void KvBound::vote(ConstView q, const KvChunks& kv) {
+  if (rule_ == KvRule::keys) return;
   const auto cast = [&](ConstView voters, int64_t first) {
     ops_->kv_vote({.q = voters, .kv = kv, .first = first, .votes = votes_});
   };
@@ -84,15 +109,30 @@ void KvBound::vote(ConstView q, const KvChunks& kv) {
   }
 }
 
-Buffer KvBound::keep() {
-  Buffer real(ops_->real(), votes_.view().shape()), votes(DType::f32, votes_.view().shape());
-  ops_->download(votes_.view().data(), real.view().raw());
-  convert(real, votes);
+Buffer KvBound::keep(const KvChunks& kv) {
+  const auto on_host = [&](ConstView scores) {
+    Buffer real(ops_->real(), scores.shape()), out(DType::f32, scores.shape());
+    ops_->download(scores.data(), real.view().raw());
+    convert(real, out);
+    return std::vector<float>(out.as<float>(), out.as<float>() + scores.elements());
+  };
+  std::vector<float> votes, distinctness;  // [H, candidates], or empty
+  if (rule_ != KvRule::keys) votes = on_host(votes_);
+  if (rule_ != KvRule::votes) {
+    Buffer scores(ops_->real(), {heads_, candidates()}, ops_->allocator());
+    ops_->kv_distinct({kv, scores});
+    distinctness = on_host(scores);
+  }
+  const auto of_head = [&](const std::vector<float>& scores, int64_t h) {
+    if (scores.empty()) return std::span<const float>();
+    return std::span(scores).subspan(static_cast<size_t>(h * candidates()),
+                                     static_cast<size_t>(candidates()));
+  };
   std::vector<int32_t> kept;
   kept.reserve(static_cast<size_t>(heads_ * min_));
   for (int64_t h = 0; h < heads_; ++h) {
-    const std::span<const float> one(votes.as<float>() + h * candidates(), static_cast<size_t>(candidates()));
-    const std::vector<int32_t> tokens = most_voted(one, min_ - window_, kNeighbours);
+    const std::vector<int32_t> tokens =
+        staying(of_head(votes, h), of_head(distinctness, h), min_ - window_, kNeighbours);
     kept.insert(kept.end(), tokens.begin(), tokens.end());
     for (int64_t i = candidates(); i < max_; ++i) kept.push_back(static_cast<int32_t>(i));
   }

@@ -9,10 +9,12 @@
 
 namespace rwkvx {
 
-/// Which tokens a bounded KV store keeps (SnapKV, arXiv 2404.14469): when max() tokens are stored, the last
-/// `window` stay, and of the candidates before them, per head, those with the most votes: the sums of the
-/// attention weights that the window's queries give them, each the largest among its neighbours, so that runs
-/// of tokens stay together. Queries vote in blocks as the window fills, so that no token pays for all.
+/// Which tokens a bounded KV store keeps: when max() tokens are stored, the last `window` stay, and of the
+/// candidates before them, per head, those that KvRule puts first. Votes are the sums of the attention
+/// weights that the window's queries give a token (SnapKV, arXiv 2404.14469): what text goes on needing. A
+/// fact that nobody has asked for yet gets none, but its key points where few others do (KeyDiff, arXiv
+/// 2504.15364). A token's score is the largest among its neighbours', so that runs of tokens stay together.
+/// Queries vote in blocks as the window fills, so that no token pays for all.
 class KvBound {
  public:
   static constexpr int64_t kVoters = 32;     ///< queries that vote together
@@ -30,9 +32,9 @@ class KvBound {
 
   /// `q` [R, C] are the queries of the last tokens of kv.
   void vote(ConstView q, const KvChunks& kv);
-  /// Which tokens stay, [H, min] i32 in the backend's memory, rising; the votes start anew. All must be
-  /// stored.
-  Buffer keep();
+  /// Which tokens of kv stay, [H, min] i32 in the backend's memory, rising; the votes start anew. kv has all
+  /// max().
+  Buffer keep(const KvChunks& kv);
   void clear();
   uint64_t bytes() const;
 
@@ -47,11 +49,15 @@ class KvBound {
  private:
   Ops* ops_;
   int64_t heads_, max_, min_, window_;
+  KvRule rule_;
   Buffer votes_, waiting_;
   int64_t waiting_count_ = 0;
 };
 
-/// Per head, the `count` candidates with the most pooled votes, rising. votes [candidates].
-std::vector<int32_t> most_voted(std::span<const float> votes, int64_t count, int64_t neighbours);
+/// The `count` candidates that stay in one head, rising: half of them (rounded down) those with the highest
+/// pooled votes, the rest the most distinct of the others, also pooled. With one list empty, all by the
+/// other; of equals the later. NaN is 0. votes, distinctness [candidates].
+std::vector<int32_t> staying(std::span<const float> votes, std::span<const float> distinctness, int64_t count,
+                             int64_t neighbours);
 
 }  // namespace rwkvx

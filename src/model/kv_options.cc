@@ -1,5 +1,6 @@
 #include "model/kv_options.h"
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 
@@ -8,7 +9,9 @@
 namespace rwkvx {
 namespace {
 
-constexpr std::string_view kForms = "full, disk[:FOLDER] or bounded[:MAX,WINDOW,MIN]";
+constexpr std::string_view kForms =
+    "full, disk[:FOLDER] or bounded[:MAX,WINDOW,MIN[,RULE]], RULE one of both, votes and keys";
+constexpr std::array kRules{KvRule::both, KvRule::votes, KvRule::keys};
 /// Token numbers inside a bounded store fit float32 and int32.
 constexpr int64_t kMostTokens = int64_t{1} << 24;
 
@@ -22,6 +25,18 @@ std::string_view name(KvPolicy policy) {
       return "disk";
     case KvPolicy::bounded:
       return "bounded";
+  }
+  return "?";
+}
+
+std::string_view name(KvRule rule) {
+  switch (rule) {
+    case KvRule::both:
+      return "both";
+    case KvRule::votes:
+      return "votes";
+    case KvRule::keys:
+      return "keys";
   }
   return "?";
 }
@@ -54,7 +69,8 @@ std::string KvOptions::policy_text() const {
     case KvPolicy::disk:
       return folder.empty() ? "disk" : "disk:" + folder.string();
     case KvPolicy::bounded:
-      return fmt::format("bounded:{},{},{}", max, window, min);
+      return fmt::format("bounded:{},{},{}{}", max, window, min,
+                         rule == KvRule::both ? "" : fmt::format(",{}", name(rule)));
   }
   return "?";
 }
@@ -112,10 +128,15 @@ void parse_kv_policy(std::string_view text, KvOptions& options) {
     for (size_t i = 0; i < numbers.size(); ++i) {
       const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), *numbers[i]);
       const auto used = static_cast<size_t>(end - rest.data());
-      const bool last = i + 1 == numbers.size();
-      if (error != std::errc() || (last ? used != rest.size() : used >= rest.size() || rest[used] != ','))
-        wrong();
-      if (!last) rest.remove_prefix(used + 1);
+      const bool ends = used == rest.size(), last = i + 1 == numbers.size();
+      if (error != std::errc() || (ends ? !last : rest[used] != ',')) wrong();
+      if (ends) break;
+      rest.remove_prefix(used + 1);
+      if (!last) continue;
+      const auto rule =
+          std::find_if(kRules.begin(), kRules.end(), [&](KvRule one) { return name(one) == rest; });
+      if (rule == kRules.end()) wrong();
+      options.rule = *rule;
     }
   }
   options.check(options.part);

@@ -18,6 +18,14 @@ enum class KvPolicy {
 };
 std::string_view name(KvPolicy policy);
 
+/// By what a bounded store judges the tokens before its window.
+enum class KvRule {
+  both,   ///< half of what stays by votes, half by keys
+  votes,  ///< the attention weights of the window's queries (SnapKV, arXiv 2404.14469), as RWKV-X does
+  keys,   ///< how unlike the others their keys are (KeyDiff, arXiv 2504.15364)
+};
+std::string_view name(KvRule rule);
+
 /// Which earlier chunks a query sees.
 enum class Selection {
   mean,  ///< the top-k by q · mean(keys), as trained
@@ -32,8 +40,9 @@ struct KvOptions {
   Path folder;  ///< of `disk`'s file; empty: temporary_folder()
 
   // `bounded`: when `max` tokens are stored, `min` stay: the last `window`, and of those before the ones that
-  // the window's queries gave most weight (SnapKV, arXiv 2404.14469). The defaults are RWKV-X's.
+  // `rule` puts first. The numbers are RWKV-X's.
   int64_t max = 20000, window = 2000, min = 16000;
+  KvRule rule = KvRule::both;
 
   Selection selection = Selection::mean;
   int64_t part = 64;  ///< tokens; a divisor of the chunk size, or no less than it
@@ -44,13 +53,13 @@ struct KvOptions {
   int64_t part_of(int64_t chunk_size) const {
     return selection == Selection::max && part < chunk_size ? part : 0;
   }
-  /// "full", "disk:/tmp", "bounded:20000,2000,16000".
+  /// "full", "disk:/tmp", "bounded:20000,2000,16000", "bounded:20000,2000,16000,votes".
   std::string policy_text() const;
   /// "mean", "max:64", "full".
   std::string selection_text() const;
 };
 
-/// full | disk[:FOLDER] | bounded[:MAX,WINDOW,MIN]. Errors: anything else, bounds that leave no room.
+/// full | disk[:FOLDER] | bounded[:MAX,WINDOW,MIN[,RULE]]. Errors: anything else, bounds that leave no room.
 void parse_kv_policy(std::string_view text, KvOptions& options);
 /// mean | max[:TOKENS] | full. Errors: anything else.
 void parse_selection(std::string_view text, KvOptions& options);

@@ -126,7 +126,7 @@ void KvStore::observe(ConstView q) {
   bound_->vote(q, chunks());
   if (length_ < bound_->max()) return;
   for (size_t i = 0; i < pages_for(bound_->min()); ++i) own_page(i, true);
-  const Buffer kept = bound_->keep();
+  const Buffer kept = bound_->keep(chunks());
   derived_.of.reset();
   ops_->kv_keep(chunks(), kept);
   length_ = bound_->min();

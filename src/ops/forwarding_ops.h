@@ -39,6 +39,7 @@ class ForwardingOps : public Ops {
   }
   void chunk_attention(const ChunkAttention& call) override { to_->chunk_attention(call); }
   void kv_vote(const KvVote& call) override { to_->kv_vote(call); }
+  void kv_distinct(const KvDistinct& call) override { to_->kv_distinct(call); }
   void kv_keep(const KvChunks& kv, ConstView kept) override { to_->kv_keep(kv, kept); }
   void gather_rows(ConstView x, std::span<const int64_t> rows, View y) override {
     to_->gather_rows(x, rows, y);

@@ -179,6 +179,14 @@ struct KvVote {
   View votes;  ///< [H, candidates] real
 };
 
+/// How unlike the others each key is: scores[h, j] = −k[h, j]·m[h] / (‖k[h, j]‖ ‖m[h]‖), m[h] the sum of
+/// k[h, i] / ‖k[h, i]‖ over the candidates i (KeyDiff, arXiv 2504.15364); 0 where either norm is. From −1,
+/// the same direction as most, to 1.
+struct KvDistinct {
+  KvChunks kv;
+  View scores;  ///< [H, candidates] real, candidates ≤ kv.length
+};
+
 class TrainingOps;
 
 class Ops {
@@ -235,6 +243,7 @@ class Ops {
                          std::span<const KvChunks> kv) = 0;
   virtual void chunk_attention(const ChunkAttention& call) = 0;
   virtual void kv_vote(const KvVote& call) = 0;
+  virtual void kv_distinct(const KvDistinct& call) = 0;
   /// Per head, token i becomes what token kept[h, i] was, for i < K; the others go. kept [H, K] i32 rises
   /// along i. In place: kv.length counts the tokens before; key_sums of the ⌈K / B⌉ chunks that stay are
   /// computed anew, in order.

@@ -4,7 +4,9 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <numeric>
 #include <random>
 
 #include "base/error.h"
@@ -28,34 +30,62 @@ KvOptions bounded(int64_t max, int64_t window, int64_t min) {
   return options;
 }
 
-TEST(MostVoted, IsWhatSortingGives) {
+/// The first `count` of `tokens` when they are sorted by the largest score nearby.
+std::vector<int32_t> first_of(std::vector<int32_t> tokens, const std::vector<float>& scores, int64_t count,
+                              int64_t neighbours) {
+  const auto n = static_cast<int64_t>(scores.size());
+  const auto most = [&](int32_t i) {
+    return *std::max_element(scores.begin() + std::max<int64_t>(0, i - neighbours),
+                             scores.begin() + std::min(n, i + neighbours + 1));
+  };
+  std::sort(tokens.begin(), tokens.end(),
+            [&](int32_t a, int32_t b) { return std::pair(most(a), a) > std::pair(most(b), b); });
+  tokens.resize(static_cast<size_t>(count));
+  return tokens;
+}
+
+TEST(Staying, IsWhatSortingGives) {
   std::mt19937 random(1);
-  for (int round = 0; round < 50; ++round) {
-    std::vector<float> votes(1 + random() % 60);
-    for (float& vote : votes) vote = static_cast<float>(random() % 8);  // many are equal
-    const auto count = static_cast<int64_t>(random() % (votes.size() + 1)),
-               n = static_cast<int64_t>(votes.size());
-    const auto neighbours = static_cast<int64_t>(random() % 4);
-    std::vector<std::pair<float, int32_t>> order;
-    for (int64_t i = 0; i < n; ++i) {
-      float most = 0;
-      for (int64_t j = std::max<int64_t>(0, i - neighbours); j <= std::min(n - 1, i + neighbours); ++j) {
-        most = std::max(most, votes[static_cast<size_t>(j)]);
-      }
-      order.emplace_back(most, static_cast<int32_t>(i));
+  for (int round = 0; round < 200; ++round) {
+    const size_t n = 1 + random() % 60;
+    std::vector<float> votes, distinctness;
+    for (size_t i = 0; i < n; ++i) {  // many are equal
+      votes.push_back(static_cast<float>(random() % 8));
+      distinctness.push_back(static_cast<float>(random() % 8) / 4 - 1);
     }
-    std::sort(order.rbegin(), order.rend());
-    std::vector<int32_t> expected;
-    for (int64_t i = 0; i < count; ++i) expected.push_back(order[static_cast<size_t>(i)].second);
-    std::sort(expected.begin(), expected.end());
-    EXPECT_EQ(most_voted(votes, count, neighbours), expected);
+    const auto count = static_cast<int64_t>(random() % (n + 1)),
+               neighbours = static_cast<int64_t>(random() % 4);
+    std::vector<int32_t> all(n);
+    std::iota(all.begin(), all.end(), 0);
+    std::vector<int32_t> by_votes = first_of(all, votes, count, neighbours);
+    std::vector<int32_t> by_keys = first_of(all, distinctness, count, neighbours);
+    std::vector<int32_t> by_both = first_of(all, votes, count / 2, neighbours);
+    std::vector<int32_t> others;
+    for (const int32_t i : all) {
+      if (std::find(by_both.begin(), by_both.end(), i) == by_both.end()) others.push_back(i);
+    }
+    others = first_of(others, distinctness, count - count / 2, neighbours);
+    by_both.insert(by_both.end(), others.begin(), others.end());
+    for (auto* tokens : {&by_votes, &by_keys, &by_both}) std::sort(tokens->begin(), tokens->end());
+    EXPECT_EQ(staying(votes, {}, count, neighbours), by_votes);
+    EXPECT_EQ(staying({}, distinctness, count, neighbours), by_keys);
+    EXPECT_EQ(staying(votes, distinctness, count, neighbours), by_both);
   }
 }
 
-/// Keys are random but for one run of tokens, which every query looks for.
+TEST(Staying, NumbersThatAreNone) {
+  const std::vector<float> votes(50, NAN), distinctness(50, NAN);
+  EXPECT_THAT(staying(votes, distinctness, 20, 3), testing::SizeIs(20));
+  std::vector<float> some = votes;
+  some[7] = 1;
+  EXPECT_THAT(staying(some, distinctness, 2, 0), testing::Contains(7));
+}
+
+/// Keys are random but for one run of tokens, which every query looks for. Those of another point where no
+/// other does, which no query cares about.
 class BoundedStoreTest : public testing::Test {
  protected:
-  static constexpr int64_t kHeads = 2, C = kHeads * kHeadSize, kChunk = 8;
+  static constexpr int64_t kHeads = 2, C = kHeads * kHeadSize, kChunk = 8, kRun = 3;
 
   void append(KvStore& store, int64_t tokens) {
     for (int64_t t = 0; t < tokens; ++t) {
@@ -64,7 +94,8 @@ class BoundedStoreTest : public testing::Test {
         q.as<float>()[c] = c % 2 == 0 ? 1 : -1;
         const float wanted = q.as<float>()[c] * 0.5f,
                     noise = static_cast<float>(random_() % 1000) / 1000 - 0.5f;
-        k.as<float>()[c] = next_ >= wanted_ && next_ < wanted_ + 3 ? wanted : noise;
+        const auto in_run = [&](int64_t first) { return next_ >= first && next_ < first + kRun; };
+        k.as<float>()[c] = (in_run(wanted_) ? wanted : noise) + (in_run(distinct_) ? -2.0f : 2.0f);
         v.as<float>()[c] = static_cast<float>(next_);
       }
       ++next_;
@@ -85,9 +116,16 @@ class BoundedStoreTest : public testing::Test {
     return tokens;
   }
 
+  /// All of a run.
+  static bool holds(const std::vector<int64_t>& tokens, int64_t run) {
+    int64_t found = 0;
+    for (int64_t t = run; t < run + kRun; ++t) found += std::binary_search(tokens.begin(), tokens.end(), t);
+    return found == kRun;
+  }
+
   const std::unique_ptr<Ops> ops_ = make_ops({"cpu", Precision::f32, 1});
   std::mt19937 random_{7};
-  int64_t next_ = 0, wanted_ = 10;
+  int64_t next_ = 0, wanted_ = 10, distinct_ = 20;
 };
 
 TEST_F(BoundedStoreTest, KeepsTheWindowAndWhatItLooksAtInOrder) {
@@ -105,11 +143,27 @@ TEST_F(BoundedStoreTest, KeepsTheWindowAndWhatItLooksAtInOrder) {
     const std::vector<int64_t> tokens = held(store, head);
     EXPECT_TRUE(std::is_sorted(tokens.begin(), tokens.end()));
     EXPECT_TRUE(std::adjacent_find(tokens.begin(), tokens.end()) == tokens.end()) << "each once";
-    for (int64_t t = wanted_; t < wanted_ + 3; ++t) {
-      EXPECT_TRUE(std::binary_search(tokens.begin(), tokens.end(), t)) << "token " << t << ", head " << head;
-    }
+    EXPECT_TRUE(holds(tokens, wanted_)) << "head " << head;
     for (int64_t t = next_ - 10; t < next_; ++t) {
       EXPECT_TRUE(std::binary_search(tokens.begin(), tokens.end(), t)) << "token " << t << " of the window";
+    }
+  }
+}
+
+TEST_F(BoundedStoreTest, RulesKeepWhatTheySay) {
+  for (const KvRule rule : {KvRule::both, KvRule::votes, KvRule::keys}) {
+    SCOPED_TRACE(name(rule));
+    KvOptions options = bounded(60, 10, 40);
+    options.rule = rule;
+    KvStore store(kHeads, kChunk, 0, options, std::make_shared<KvMemory>(options, *ops_), *ops_);
+    next_ = 0;
+    append(store, 2000);
+    for (int64_t head = 0; head < kHeads; ++head) {
+      const std::vector<int64_t> tokens = held(store, head);
+      EXPECT_EQ(holds(tokens, distinct_), rule != KvRule::votes);
+      if (rule != KvRule::keys) {
+        EXPECT_TRUE(holds(tokens, wanted_));
+      }
     }
   }
 }
@@ -185,6 +239,17 @@ TEST_F(BoundedStoreTest, BlocksDoTheirWorkAtDifferentTokens) {
   EXPECT_TRUE(std::adjacent_find(max.begin(), max.end()) == max.end());
 }
 
+TEST(KvOptionsTest, BoundsAreReadAsTheyAreWritten) {
+  for (const char* text : {"bounded:100,20,50", "bounded:100,20,50,votes", "bounded:100,20,50,keys"}) {
+    KvOptions options;
+    parse_kv_policy(text, options);
+    EXPECT_EQ(options.policy_text(), text);
+  }
+  KvOptions options;
+  parse_kv_policy("bounded:100,20,50,both", options);
+  EXPECT_EQ(options.policy_text(), "bounded:100,20,50");
+}
+
 TEST(KvOptionsTest, BoundsThatLeaveNoRoom) {
   const auto expect_refused = [](const char* text, const char* part) {
     KvOptions options;
@@ -196,8 +261,9 @@ TEST(KvOptionsTest, BoundsThatLeaveNoRoom) {
   expect_refused("bounded:100000000,10,50", "at most");
   for (const char* text :
        {"", "fuller", "full:", "disk:", "bounded:", "bounded:1", "bounded:1,2", "bounded:1,2,3,4",
-        "bounded:a,b,c", "bounded:100,20,50x", "bounded:99999999999999999999,1,2"}) {
-    expect_refused(text, "expected full, disk[:FOLDER] or bounded[:MAX,WINDOW,MIN]");
+        "bounded:a,b,c", "bounded:100,20,50x", "bounded:100,20,50,", "bounded:100,20,50,vote",
+        "bounded:100,20,50,votes,", "bounded:99999999999999999999,1,2"}) {
+    expect_refused(text, "expected full, disk[:FOLDER] or bounded[:MAX,WINDOW,MIN[,RULE]]");
   }
   for (const char* text : {"", "max:", "max:0", "max:-1", "max:x", "maximum", "ma"}) {
     KvOptions options;

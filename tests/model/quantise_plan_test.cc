@@ -69,11 +69,8 @@ class QuantisedModelTest : public testing::TestWithParam<DType> {
   /// Of 128 channels and 512 in the channel mix: blocks of 256 fit ffn.value only, q8_0 takes the rest.
   Path quantised(const std::string& model) const {
     const auto source = open_checkpoint(test::data("goldens/" + model + "/model.safetensors"), {16, 3});
-    const QuantisePlan plan{GetParam(), {}};
     const Path path = folder_ / (model + ".gguf");
-    write_checkpoint(*source, path, {FileFormat::gguf, {}, {}, [&](const TensorSpec& s, DType found) {
-                                       return plan.type_of(s, found);
-                                     }});
+    test::write_quantised(*source, GetParam(), path);
     return path;
   }
   const test::TemporaryFolder folder_;

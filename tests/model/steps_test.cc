@@ -1,7 +1,5 @@
 // Token by token on a GPU, with weights of every type, beside the reference.
 
-#include "model/checkpoint_writer.h"
-#include "model/quantise_plan.h"
 #include "support.h"
 #include "tensor_file.h"
 
@@ -15,10 +13,7 @@ class StepsTest : public testing::TestWithParam<DType> {
     const Path wide = folder_ / "wide.safetensors", path = folder_ / "model.gguf";
     test::wide_model(256, 3, 2).write(wide);
     const auto source = open_checkpoint(wide, {.chunk_size = 8, .top_k = 3});
-    const QuantisePlan plan{GetParam(), {}};
-    write_checkpoint(*source, path, {FileFormat::gguf, {}, {}, [&](const TensorSpec& spec, DType found) {
-                                       return plan.type_of(spec, found);
-                                     }});
+    test::write_quantised(*source, GetParam(), path);
     return path;
   }
   const test::TemporaryFolder folder_;

@@ -11,6 +11,8 @@
 #include <random>
 
 #include "base/error.h"
+#include "model/checkpoint_writer.h"
+#include "model/quantise_plan.h"
 #include "tensor/convert.h"
 
 namespace rwkvx::test {
@@ -52,6 +54,13 @@ std::string unavailable(const std::string& backend) {
 std::shared_ptr<const Model> open_model(const Path& path, const std::string& backend, Precision precision,
                                         const CheckpointOptions& options, const KvOptions& kv) {
   return std::make_shared<const Model>(open_checkpoint(path, options), make_ops({backend, precision, 2}), kv);
+}
+
+void write_quantised(const Checkpoint& source, DType type, const Path& path) {
+  const QuantisePlan plan{type, {}};
+  write_checkpoint(source, path, {FileFormat::gguf, {}, {}, [&](const TensorSpec& spec, DType found) {
+                                    return plan.type_of(spec, found);
+                                  }});
 }
 
 Golden read_golden(const std::string& name) {

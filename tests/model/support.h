@@ -36,6 +36,9 @@ std::string unavailable(const std::string& backend);
 std::shared_ptr<const Model> open_model(const Path& path, const std::string& backend, Precision precision,
                                         const CheckpointOptions& options = {}, const KvOptions& kv = {});
 
+/// A GGUF file of `source` with the types that QuantisePlan chooses for `type`.
+void write_quantised(const Checkpoint& source, DType type, const Path& path);
+
 /// What a golden expects.
 struct Golden {
   Path model;

@@ -18,6 +18,7 @@ Cases wkv7_step_cases(Precision precision);
 Cases kv_append_cases(Precision precision);
 Cases kv_keep_cases(Precision precision);
 Cases kv_vote_cases(Precision precision);
+Cases kv_distinct_cases(Precision precision);
 Cases chunk_attention_cases(Precision precision);
 
 Cases embed_backward_cases(Precision precision);

@@ -148,6 +148,26 @@ struct Vote final : OpCase {
   }
 };
 
+struct Distinct final : OpCase {
+  int64_t heads, chunk_size, length, candidates;
+  DType dtype;
+  Distinct(int64_t h, int64_t b, int64_t l, int64_t c, DType d)
+      : heads(h), chunk_size(b), length(l), candidates(c), dtype(d) {}
+  std::string describe() const override {
+    return fmt::format("kv_distinct H={} B={} {} of {} {}", heads, chunk_size, candidates, length,
+                       name(dtype));
+  }
+  void run(Run& run) const override {
+    const KvPages pages = KvPages::filled(run, "kv", heads, chunk_size, length, dtype);
+    run.ops().kv_distinct({pages.at(length), run.output("scores", kReal, {heads, candidates})});
+  }
+  /// Directions that cancel leave a sum of length √candidates or so, and errors of candidates terms.
+  Tolerance tolerance(const Run&, const std::string&) const override {
+    const double n = static_cast<double>(candidates);
+    return {std::sqrt(n) * sum_error(candidates) + 3 * sum_error(N), 0};
+  }
+};
+
 }  // namespace
 
 Cases kv_append_cases(Precision) {
@@ -181,6 +201,17 @@ Cases kv_keep_cases(Precision) {
         cases.push_back(std::make_unique<Keep>(3, 16, length, kept, dtype, part));
       }
     }
+  }
+  return cases;
+}
+
+Cases kv_distinct_cases(Precision) {
+  Cases cases;
+  for (const DType dtype : {DType::f32, DType::bf16, DType::i8}) {
+    for (const int64_t candidates : {1, 2, 15, 16, 50, 70}) {
+      cases.push_back(std::make_unique<Distinct>(3, 16, 70, candidates, dtype));
+    }
+    cases.push_back(std::make_unique<Distinct>(1, 64, 1500, 1234, dtype));
   }
   return cases;
 }

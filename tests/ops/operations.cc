@@ -17,6 +17,7 @@ const std::vector<std::pair<std::string, std::function<Cases(Precision)>>>& oper
       {"kv_append", kv_append_cases},
       {"kv_keep", kv_keep_cases},
       {"kv_vote", kv_vote_cases},
+      {"kv_distinct", kv_distinct_cases},
       {"chunk_attention", chunk_attention_cases},
       {"embed_backward", embed_backward_cases},
       {"layer_norm_backward", layer_norm_backward_cases},

@@ -9,13 +9,14 @@
 namespace rwkvx::cpu {
 namespace {
 
-std::vector<int> times_run(ThreadPool& pool, int64_t count) {
+std::vector<int> times_run(ThreadPool& pool, int64_t count, bool stretches = false) {
   std::vector<std::atomic<int>> times(static_cast<size_t>(count));
-  pool.run(count, [&](int64_t task, int thread) {
+  const auto body = [&](int64_t task, int thread) {
     EXPECT_GE(thread, 0);
     EXPECT_LT(thread, pool.threads());
     ++times[static_cast<size_t>(task)];
-  });
+  };
+  stretches ? pool.run_stretches(count, body) : pool.run(count, body);
   return {times.begin(), times.end()};
 }
 
@@ -35,13 +36,7 @@ TEST(ThreadPool, StretchesCoverEverythingOnce) {
     ThreadPool pool(threads);
     for (int round = 0; round < 300; ++round) {
       const int64_t count = round % 17 + (round % 50 == 0 ? 1000 : 0);
-      std::vector<std::atomic<int>> times(static_cast<size_t>(count));
-      pool.run_stretches(count, [&](int64_t task, int thread) {
-        EXPECT_LT(thread, pool.threads());
-        ++times[static_cast<size_t>(task)];
-      });
-      ASSERT_THAT(std::vector<int>(times.begin(), times.end()),
-                  testing::AllOf(testing::SizeIs(count), testing::Each(1)));
+      ASSERT_THAT(times_run(pool, count, true), testing::AllOf(testing::SizeIs(count), testing::Each(1)));
     }
   }
 }

@@ -47,6 +47,7 @@ class KeptTest(Temporary):
         for need in model.needs[1:]:
             self.leave(need, {})
         self.leave(model, {"info.json": {"file": f"{self.runner.folders.out}/mixture/mixture.gguf"}, "mixture.gguf": "weights",
+                           "run/config.json": {"data": "/where/it was/made/data/train", "out": "/elsewhere/x.json", "mixture": "data/a"},
                            "run/metrics.jsonl": "{}\n", "run/checkpoints/last/trainer.json": {}})
         kept = self.out / "kept"
         keep(plan, self.runner.folders, kept)
@@ -56,6 +57,8 @@ class KeptTest(Temporary):
         self.assertFalse({"data/pieces.jsonl", "data/texts/a.txt", "mixture/mixture.gguf",
                           "mixture/run/checkpoints/last/trainer.json"} & names)
         self.assertEqual(read_json(kept / "mixture/info.json")["file"], "mixture/mixture.gguf")
+        self.assertEqual(read_json(kept / "mixture/run/config.json"),
+                         {"data": "data/train", "out": "/elsewhere/x.json", "mixture": "data/a"})
         self.assertEqual(Folders(kept).state(model), "done")
         keep(plan, self.runner.folders, kept)  # once more
         (self.out / "other").mkdir()

@@ -153,6 +153,12 @@ class CpuOps final : public Ops {
     });
   }
 
+  void kv_distinct(const KvDistinct& call) override {
+    RWKVX_ASSERT(call.scores.dim(1) <= call.kv.length);
+    run_tasks(call.scores.dim(0), call.scores.elements() >= 100,
+              [&](int64_t head, int) { cpu::kv_distinct_head(call, head); });
+  }
+
   void kv_keep(const KvChunks& kv, ConstView kept) override {
     run_tasks(kept.dim(0), kept.elements() >= 1024,
               [&](int64_t head, int) { cpu::kv_keep_head(kv, kept, head); });

@@ -28,6 +28,8 @@ void wkv7_head(const Wkv7Call& call, int64_t head, int64_t begin, int64_t end, f
 void kv_append_head(ConstView k, ConstView v, int64_t begin, int64_t end, const KvChunks& kv, int64_t head);
 /// One head of kv_keep.
 void kv_keep_head(const KvChunks& kv, ConstView kept, int64_t head);
+/// One head of kv_distinct.
+void kv_distinct_head(const KvDistinct& call, int64_t head);
 
 // kv_vote.cc: one head. `scratch` is one thread's.
 void kv_vote_head(const KvVote& call, int64_t head, Scratch& scratch);

@@ -67,6 +67,7 @@ class CudaOps final : public Ops {
   }
   void chunk_attention(const ChunkAttention& call) override { cuda::chunk_attention(gpu_, call, precision_); }
   void kv_vote(const KvVote& call) override { cuda::kv_vote(gpu_, call); }
+  void kv_distinct(const KvDistinct& call) override { cuda::kv_distinct(gpu_, call); }
   void kv_keep(const KvChunks& kv, ConstView kept) override { cuda::kv_keep(gpu_, kv, kept); }
 
   void gather_rows(ConstView x, std::span<const int64_t> rows, View y) override {

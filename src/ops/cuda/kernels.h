@@ -34,6 +34,7 @@ void wkv7_step(Gpu& gpu, const Wkv7Step& call, Precision precision);
 void kv_append(Gpu& gpu, ConstView k, ConstView v, std::span<const int64_t> offsets,
                std::span<const KvChunks> kv);
 void kv_vote(Gpu& gpu, const KvVote& call);
+void kv_distinct(Gpu& gpu, const KvDistinct& call);
 void kv_keep(Gpu& gpu, const KvChunks& kv, ConstView kept);
 
 // attention.cu

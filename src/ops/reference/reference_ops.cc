@@ -211,6 +211,32 @@ class ReferenceOps final : public Ops {
     }
   }
 
+  void kv_distinct(const KvDistinct& op) override {
+    constexpr int64_t N = kHeadSize;
+    const int64_t candidates = op.scores.dim(1);
+    for (int64_t h = 0; h < op.scores.dim(0); ++h) {
+      const auto key = [&](int64_t j, int64_t n) {
+        return reference::kv_at(op.kv, reference::Part::keys, h, j, n);
+      };
+      std::vector<double> norms, sum(N, 0);
+      for (int64_t j = 0; j < candidates; ++j) {
+        double total = 0;
+        for (int64_t n = 0; n < N; ++n) total += square(key(j, n));
+        norms.push_back(std::sqrt(total));
+        for (int64_t n = 0; n < N && total > 0; ++n) sum[static_cast<size_t>(n)] += key(j, n) / norms.back();
+      }
+      double norm = 0;
+      for (const double x : sum) norm += square(x);
+      norm = std::sqrt(norm);
+      for (int64_t j = 0; j < candidates; ++j) {
+        double product = 0;
+        for (int64_t n = 0; n < N; ++n) product += key(j, n) * sum[static_cast<size_t>(n)];
+        const double norms_of_both = norms[static_cast<size_t>(j)] * norm;
+        put(op.scores, h, j, norms_of_both > 0 ? -product / norms_of_both : 0);
+      }
+    }
+  }
+
   void kv_keep(const KvChunks& kv, ConstView kept) override {
     for (int64_t h = 0; h < kept.dim(0); ++h) {
       for (int64_t i = 0; i < kept.dim(1); ++i) {
