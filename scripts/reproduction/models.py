@@ -59,7 +59,10 @@ class Models:
         if "like" not in spec:
             return spec
         like = self.spec(spec["like"])
-        return {**like, **spec, "train": {**like["train"], **spec["train"]}}
+        sources = copy.deepcopy(like.get("sources", {}))
+        for source, fields in spec.get("sources", {}).items():
+            sources[source] = {**sources.get(source, {}), **fields}
+        return {**like, **spec, "train": {**like["train"], **spec["train"]}, **({"sources": sources} if sources else {})}
 
     def source_of(self, name):
         """The model that it goes on from, if any."""

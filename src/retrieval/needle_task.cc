@@ -147,6 +147,12 @@ std::string draw_key(Random& random) {
   return fmt::format("{}-{}", adjective, pick(kNouns, random));
 }
 
+std::string draw_similar_key(std::string_view key, Random& random) {
+  const size_t dash = key.find('-');
+  if (random.next() % 2 == 0) return fmt::format("{}-{}", key.substr(0, dash), pick(kNouns, random));
+  return fmt::format("{}-{}", pick(kAdjectives, random), key.substr(dash + 1));
+}
+
 std::string noise_text(std::string_view separator) {
   return "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again." +
          std::string(separator);

@@ -48,6 +48,9 @@ std::string draw_value(NeedleValue kind, Random& random);
 /// "adjective-noun", one of kNeedleKeys.
 std::string draw_key(Random& random);
 inline constexpr int64_t kNeedleKeys = 48 * 48;
+/// One of the two words of `key`, which draw_key gave, with another draw beside it: what half a reading takes
+/// for `key`.
+std::string draw_similar_key(std::string_view key, Random& random);
 
 /// The repeated noise of the pass key task (Mohtashami and Jaggi 2023, "Landmark Attention"): once, with
 /// `separator` behind it. RULER puts each repetition on a line of its own.

@@ -83,17 +83,19 @@ TEST_F(NeedleRunTest, TheMiniatureTellsKeysApart) {
   const auto miniature = test::open_model(test::models("rwkvx-miniature.gguf"), "cpu", Precision::bf16);
   NeedleTask task = needle_task("multi-key");
   task.distractors = 16;
-  const NeedleGrid grid{.lengths = {3000}, .depths = {0, 0.5, 1}, .repeats = 2, .seed = 5};
+  const NeedleGrid grid{.lengths = {3000}, .depths = {0, 0.5, 1}, .repeats = 4, .seed = 5};
   const NeedlePlan p = plan_needles(
       task, grid, Haystack("noise", noise_text(task.noise_separator), 3000, *tokenizer_), *tokenizer_);
   size_t answered = 0;
+  double right = 0;
   run_needles(miniature, *tokenizer_, p, all(p),
               [&](const NeedleResult& r) {
                 ++answered;
-                EXPECT_EQ(r.score, 1) << r.predicted;
+                right += r.score;
               },
               {});
-  EXPECT_EQ(answered, 6u);
+  EXPECT_EQ(answered, 12u);
+  EXPECT_GE(right, 10) << "it finds 19 of 20, and guessing 1 of 17";
 }
 
 TEST_F(NeedleRunTest, SharedPromptsAreAnsweredAsEachAlone) {

@@ -61,6 +61,22 @@ TEST(NeedleTaskTest, ValuesAndKeys) {
   EXPECT_GT(keys.size(), 1000u);  // of 2304, each as likely
 }
 
+TEST(NeedleTaskTest, SimilarKeysShareAWord) {
+  Random random(3);
+  const std::string key = draw_key(random);
+  const size_t dash = key.find('-');
+  int first = 0, second = 0;
+  for (int i = 0; i < 200; ++i) {
+    const std::string similar = draw_similar_key(key, random);
+    ASSERT_EQ(std::count(similar.begin(), similar.end(), '-'), 1) << similar;
+    first += similar.starts_with(key.substr(0, dash + 1));
+    second += similar.ends_with(key.substr(dash));
+  }
+  EXPECT_GE(first + second, 200);
+  EXPECT_GT(first, 60);
+  EXPECT_GT(second, 60);
+}
+
 TEST(NeedleTaskTest, TextsThatCannotWorkAreRefused) {
   const auto broken = [](auto change) {
     NeedleTask task = needle_task("multi-key");

@@ -201,6 +201,14 @@ class StageTest(Temporary):
         self.assertEqual([s for s in after if s["name"] == "text"][0]["weight"], 7)
         self.assertEqual([s for s in after if s["name"] != "text"], [s for s in before if s["name"] != "text"])
 
+    def test_changes_of_sources_add_up_along_what_models_are_like(self):
+        recipe = read_recipe(RECIPES / "smoke.json")
+        recipe["models"]["more"] = {"like": "mixture", "load": "mixture", "sources": {"text": {"weight": 7, "share": 0.5}}, "train": {}}
+        recipe["models"]["most"] = {"like": "more", "load": "more", "sources": {"text": {"weight": 9}}, "train": {}}
+        plan = Plan(self.runner, recipe, RECIPES, ROOT, [])
+        text = next(source for source in plan.models["most"].settings["mixture"]["sources"] if source["name"] == "text")
+        self.assertEqual((text["weight"], text["share"]), (9, 0.5))
+
     def test_a_variation_changes_sources_by_name(self):
         plan = self.plan()
         own = self.stage(plan, "ablations/two-stages-without-longce/seed-0/long").settings["mixture"]

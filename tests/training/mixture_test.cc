@@ -4,6 +4,7 @@
 
 #include <gmock/gmock.h>
 
+#include <map>
 #include <regex>
 #include <set>
 
@@ -304,6 +305,48 @@ TEST_F(MixtureTest, FullSamplesAskAgain) {
   EXPECT_EQ(with(R"("questions": 6, "full": 1)"), 120) << "of two facts";
   EXPECT_EQ(with(R"("questions": 6, "full": 0)"), 20) << "the first fact has its question always";
   EXPECT_GT(with(R"("questions": 100, "full": 0.9)"), with(R"("questions": 100, "full": 0.5)"));
+}
+
+/// How many keys of a sample, "adjective-noun", share a word with another.
+size_t resembling(const std::string& all, const std::regex& statement) {
+  std::set<std::pair<std::string, std::string>> keys;
+  for (std::sregex_iterator it(all.begin(), all.end(), statement); it != std::sregex_iterator(); ++it) {
+    keys.emplace((*it)[1], (*it)[2]);
+  }
+  std::map<std::string, int> adjectives, nouns;
+  for (const auto& [adjective, noun] : keys) {
+    ++adjectives[adjective];
+    ++nouns[noun];
+  }
+  return static_cast<size_t>(std::count_if(keys.begin(), keys.end(), [&](const auto& key) {
+    return adjectives[key.first] > 1 || nouns[key.second] > 1;
+  }));
+}
+
+TEST_F(MixtureTest, KeysThatResembleOthers) {
+  const auto with = [&](const char* json, const char* statement, int64_t context) {
+    const auto data = source(json, context);
+    size_t count = 0;
+    for (uint64_t i = 0; i < 40; ++i) count += resembling(text(sample(*data, i)), std::regex(statement));
+    return count;
+  };
+  const char* needle = "numbers for ([a-z]+)-([a-z]+) is: ";
+  const auto needles = [&](const char* similar) {
+    return with(
+        fmt::format(
+            R"("kind": "needles", "tasks": ["niah-2"], "distractors": 7, "full": 1, "questions": 1{})",
+            similar)
+            .c_str(),
+        needle, 1500);
+  };
+  const size_t chance = needles(""), half = needles(R"(, "similar": 0.5)"),
+               all = needles(R"(, "similar": 1)");
+  EXPECT_EQ(all, 40u * 8u);
+  EXPECT_GT(half, 40u * 8u * 5 / 10);
+  EXPECT_LT(half, 40u * 8u * 95 / 100);
+  EXPECT_LT(chance, 40u * 8u * 4 / 10);
+  const char* pair = "([a-z]+)-([a-z]+)(?:: | = | -> |\": \"|,| is )";
+  EXPECT_GT(with(R"("kind": "pairs", "similar": 1)", pair, 250), with(R"("kind": "pairs")", pair, 250) * 2);
 }
 
 TEST_F(MixtureTest, MarksOfATokenFileComeFirst) {

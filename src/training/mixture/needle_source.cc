@@ -58,6 +58,7 @@ class NeedleSource final : public SampleSource {
         intro_(fields.number("intro", 0.5, 0, 1)),
         spread_(fields.number("spread", 0.25, 0, 1)),
         between_(fields.number("between_sentences", 0.75, 0, 1)),
+        similar_(fields.number("similar", 0, 0, 1)),
         full_(fields.shares("full", {0.2, 0.8})) {
     std::vector<std::string> known = needle_task_names();
     known.emplace_back(kFacts);
@@ -72,7 +73,7 @@ class NeedleSource final : public SampleSource {
       for (int i = 0; i < (task.known ? 20 : 400); ++i) {
         const Manner manner = manner_of(task, random);
         std::set<std::string> taken;
-        const Fact fact = make_fact(manner, manner.style.keys == FactKeys::pairs ? "ancient-lantern" : "", 0,
+        const Fact fact = make_fact(manner, manner.style.keys == FactKeys::pairs ? "ancient-lantern" : "", {},
                                     taken, random);
         task.least = std::max(task.least, fact.statement_size() + fact.question.size());
       }
@@ -100,7 +101,7 @@ class NeedleSource final : public SampleSource {
     for (int tries = 0; facts.empty(); ++tries) {
       manner = manner_of(task, random);
       taken.clear();
-      Fact fact = make_fact(manner, manner.pass_key ? kPassKey : "", 0, taken, random);
+      Fact fact = make_fact(manner, manner.pass_key ? kPassKey : "", {}, taken, random);
       own = fact.statement_size() + fact.question.size();
       if (own <= size) facts.push_back(std::move(fact));
       if (tries == 1000) fail("no fact of task {} fits into {} tokens", task.name, size);
@@ -115,7 +116,7 @@ class NeedleSource final : public SampleSource {
     const auto drawn_questions = static_cast<size_t>(draw(questions_, random));
     size_t wanted_questions = drawn_questions;
     while (facts.size() < wanted_facts) {
-      Fact fact = make_fact(manner, "", facts.size(), taken, random);
+      Fact fact = make_fact(manner, "", facts, taken, random);
       if (asked < wanted_questions && own + fact.statement_size() + fact.question.size() <= room) {
         own += fact.question.size();
         ++asked;
@@ -202,17 +203,22 @@ class NeedleSource final : public SampleSource {
     return manner;
   }
 
-  /// `number`: of the facts in the sample.
-  Fact make_fact(const Manner& manner, const std::string& key, size_t number, std::set<std::string>& taken,
-                 Random& random) const {
-    const int64_t first_thing = static_cast<int64_t>(number) * manner.values;
+  /// One more beside `others`, with this key or one that is drawn.
+  Fact make_fact(const Manner& manner, const std::string& key, std::span<const Fact> others,
+                 std::set<std::string>& taken, Random& random) const {
+    const int64_t first_thing = std::ssize(others) * manner.values;
     const auto fresh = [&](auto draw_one) {
       std::string drawn = draw_one();
       while (!taken.insert(drawn).second) drawn = draw_one();
       return drawn;
     };
     Fact fact;
-    fact.key = key.empty() ? fresh([&] { return draw_fact_key(manner.style.keys, random); }) : key;
+    const bool may_resemble = manner.style.keys == FactKeys::pairs && !others.empty() && similar_ > 0;
+    const auto drawn_key = [&] {
+      if (!may_resemble || random.uniform() >= similar_) return draw_fact_key(manner.style.keys, random);
+      return draw_similar_key(others[random.next() % others.size()].key, random);
+    };
+    fact.key = key.empty() ? fresh(drawn_key) : key;
     taken.insert(fact.key);
     std::vector<std::string> values;
     for (int64_t i = 0; i < manner.values; ++i) {
@@ -235,7 +241,7 @@ class NeedleSource final : public SampleSource {
   const Tokenizer& tokenizer_;
   Hay hay_;
   IntRange distractors_, questions_;
-  double intro_, spread_, between_;
+  double intro_, spread_, between_, similar_;
   ShareRange full_;  // of a sample, that facts and questions may take
   std::vector<Task> tasks_;
 };

@@ -40,7 +40,8 @@ std::string draw_word(Word word, Random& random) {
 
 class PairSource final : public SampleSource {
  public:
-  PairSource(Fields&, const SourceSetup& setup) : tokenizer_(setup.tokenizer) {
+  PairSource(Fields& fields, const SourceSetup& setup)
+      : tokenizer_(setup.tokenizer), similar_(fields.number("similar", 0, 0, 1)) {
     const auto lines = [&](std::string_view word) {
       return 4 * tokenizer_.encode(fmt::format("The value of {0} is {0}. ", word)).size();
     };
@@ -62,7 +63,10 @@ class PairSource final : public SampleSource {
     std::vector<std::pair<std::string, std::string>> pairs;
     std::set<std::string> taken;
     while (sample.size() < list && pairs.size() < kNeedleKeys / 2) {
-      std::string key = draw_word(keys, random);
+      const bool resembles =
+          keys == Word::pair && !pairs.empty() && similar_ > 0 && random.uniform() < similar_;
+      std::string key = resembles ? draw_similar_key(pairs[random.next() % pairs.size()].first, random)
+                                  : draw_word(keys, random);
       if (!taken.insert(key).second) continue;
       pairs.emplace_back(std::move(key), draw_word(values, random));
       MarkedText()
@@ -98,6 +102,7 @@ class PairSource final : public SampleSource {
 
  private:
   const Tokenizer& tokenizer_;
+  double similar_;
   size_t least_ = 0, least_uuids_ = 0;  // a list of two lines and questions, at the longest
 };
 
