@@ -225,15 +225,16 @@ def model_card(plan, results):
     info = results.info(stage)
     corpus = results.corpus()
     trained = sorted(set(corpus["bytes"]) - set(corpus["held_out"])) if corpus else []
+    spec = plan.maker.spec(name)
     lines = [f"# {plan.recipe['name']}", "", "<!-- Written by scripts/reproduce. -->", "",
-             f"{stage.about}: {info['layers']} RWKV-7 and {info['sparse_blocks']} sparse blocks × {info['channels']} channels, "
+             f"{info['layers']} RWKV-7 and {info['sparse_blocks']} sparse blocks × {info['channels']} channels, "
              f"{info['parameters'] / 1e6:.3f} million parameters in {info['bytes'] / 1e6:.1f} MB, tokens are bytes, chunks of "
              f"{info['chunk_size']}, top-k {info['chunk_top_k']}." if info else MISSING, "",
              "| | |", "|---|---|",
              f"| trained on | {'generated text' if corpus and corpus['generated'] else ', '.join(trained) or MISSING}; generated "
              f"retrieval text |", f"| never trained on | {', '.join(corpus['held_out']) if corpus else MISSING} |",
              f"| tokens trained | {trained_tokens(plan, results, name) / 1e6:.1f} M |",
-             f"| recipe | `scripts/recipes/{plan.recipe['models'][name].get('mixture', '')}`, `scripts/reproduce` |",
+             f"| made by | `scripts/reproduce --only {spec['path']}`, stage `{name}`; mixture `scripts/recipes/{spec['mixture']}` |",
              "| license | that of rwkvx; the texts are in the public domain in the USA |", "", "Numbers:", "",
              table(["", "bound", "measured", "met"],
                    [[t["about"], t["bound"], MISSING if t["value"] is None else t["shown"],
