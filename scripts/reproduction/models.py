@@ -59,10 +59,9 @@ class Models:
         if "like" not in spec:
             return spec
         like = self.spec(spec["like"])
-        sources = copy.deepcopy(like.get("sources", {}))
-        for source, fields in spec.get("sources", {}).items():
-            sources[source] = {**sources.get(source, {}), **fields}
-        return {**like, **spec, "train": {**like["train"], **spec["train"]}, **({"sources": sources} if sources else {})}
+        theirs, own = like.get("sources", {}), spec.get("sources", {})
+        sources = {name: {**theirs.get(name, {}), **own.get(name, {})} for name in {**theirs, **own}}
+        return {**like, **spec, "train": {**like["train"], **spec["train"]}, "sources": sources}
 
     def source_of(self, name):
         """The model that it goes on from, if any."""

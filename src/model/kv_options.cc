@@ -15,6 +15,12 @@ constexpr std::array kRules{KvRule::both, KvRule::votes, KvRule::keys};
 /// Token numbers inside a bounded store fit float32 and int32.
 constexpr int64_t kMostTokens = int64_t{1} << 24;
 
+bool parse_whole(std::string_view text, int64_t& number) {
+  const char* const last = text.data() + text.size();
+  const auto [end, error] = std::from_chars(text.data(), last, number);
+  return error == std::errc() && end == last;
+}
+
 }  // namespace
 
 std::string_view name(KvPolicy policy) {
@@ -97,9 +103,7 @@ void parse_selection(std::string_view text, KvOptions& options) {
   } else {
     constexpr std::string_view kMax = "max:";
     const std::string_view number = text.substr(std::min(kMax.size(), text.size()));
-    const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), options.part);
-    const bool whole = end == number.data() + number.size();
-    if (!text.starts_with(kMax) || error != std::errc() || !whole || options.part < 1) {
+    if (!text.starts_with(kMax) || !parse_whole(number, options.part) || options.part < 1) {
       fail("--select {}: expected mean, max[:TOKENS] or full", printable(text));
     }
     options.selection = Selection::max;
@@ -109,7 +113,7 @@ void parse_selection(std::string_view text, KvOptions& options) {
 void parse_kv_policy(std::string_view text, KvOptions& options) {
   const size_t colon = text.find(':');
   const std::string_view policy = text.substr(0, colon);
-  const bool more = colon != std::string_view::npos;
+  bool more = colon != std::string_view::npos;
   std::string_view rest = more ? text.substr(colon + 1) : std::string_view();
   const auto wrong = [&]() { fail("--kv {}: expected {}", printable(text), kForms); };
   if (policy == "full" && !more) {
@@ -124,15 +128,14 @@ void parse_kv_policy(std::string_view text, KvOptions& options) {
   if (policy != "bounded") wrong();
   options.policy = KvPolicy::bounded;
   if (more) {
-    const std::array<int64_t*, 3> numbers{&options.max, &options.window, &options.min};
-    for (size_t i = 0; i < numbers.size(); ++i) {
-      const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), *numbers[i]);
-      const auto used = static_cast<size_t>(end - rest.data());
-      const bool ends = used == rest.size(), last = i + 1 == numbers.size();
-      if (error != std::errc() || (ends ? !last : rest[used] != ',')) wrong();
-      if (ends) break;
-      rest.remove_prefix(used + 1);
-      if (!last) continue;
+    for (int64_t* number : {&options.max, &options.window, &options.min}) {
+      if (!more) wrong();
+      const size_t comma = rest.find(',');
+      if (!parse_whole(rest.substr(0, comma), *number)) wrong();
+      more = comma != rest.npos;
+      if (more) rest.remove_prefix(comma + 1);
+    }
+    if (more) {
       const auto rule =
           std::find_if(kRules.begin(), kRules.end(), [&](KvRule one) { return name(one) == rest; });
       if (rule == kRules.end()) wrong();

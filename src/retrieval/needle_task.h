@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -51,6 +52,12 @@ inline constexpr int64_t kNeedleKeys = 48 * 48;
 /// One of the two words of `key`, which draw_key gave, with another draw beside it: what half a reading takes
 /// for `key`.
 std::string draw_similar_key(std::string_view key, Random& random);
+/// A key beside `others`, whose keys are `key_of` them: with probability `similar` like one of these.
+template <typename Others, typename KeyOf>
+std::string draw_key_beside(const Others& others, KeyOf key_of, double similar, Random& random) {
+  if (others.empty() || similar == 0 || random.uniform() >= similar) return draw_key(random);
+  return draw_similar_key(std::invoke(key_of, others[random.next() % others.size()]), random);
+}
 
 /// The repeated noise of the pass key task (Mohtashami and Jaggi 2023, "Landmark Attention"): once, with
 /// `separator` behind it. RULER puts each repetition on a line of its own.

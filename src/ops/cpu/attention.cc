@@ -208,14 +208,7 @@ void attend(const AttentionTask& task, AttentionScratch& scratch) {
             0,
             task.packed};
   head.chosen_chunks = std::min(call.top_k - 1, head.chunk(task.end - 1));  // no more than there are
-  if (kv.dtype == DType::bf16) {
-    attend_typed<const BFloat16>(head, task, scratch);
-  } else if (kv.dtype == DType::i8) {
-    attend_typed<const int8_t>(head, task, scratch);
-  } else {
-    RWKVX_ASSERT(kv.dtype == DType::f32);
-    attend_typed<const float>(head, task, scratch);
-  }
+  with_stored(kv.dtype, [&](auto stored) { attend_typed<const decltype(stored)>(head, task, scratch); });
 }
 
 }  // namespace rwkvx::cpu::HWY_NAMESPACE

@@ -117,41 +117,40 @@ HWY_INLINE void keep_typed(const KvChunks& kv, ConstView kept, int64_t head) {
 
 template <typename T>
 HWY_INLINE void distinct_typed(const KvDistinct& call, int64_t head) {
-  constexpr int kVectors = static_cast<int>(N / kLanes);
   const HeadPages<T> pages{call.kv, head};
   const int64_t candidates = call.scores.dim(1), chunk_size = call.kv.chunk_size;
   float* scores = call.scores.as<float>() + head * candidates;
   // First 1 / ‖k‖, and the sum, of each chunk first: long sums of small terms lose too much.
-  V sum[kVectors];
-  RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) sum[v] = zero();
+  V sum[kHeadVectors];
+  RWKVX_UNROLL for (int64_t v = 0; v < kHeadVectors; ++v) sum[v] = zero();
   for (int64_t first = 0; first < candidates; first += chunk_size) {
     const PageRows<T> keys = pages.keys(first / chunk_size);
-    V of_chunk[kVectors];
-    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) of_chunk[v] = zero();
+    V of_chunk[kHeadVectors];
+    RWKVX_UNROLL for (int64_t v = 0; v < kHeadVectors; ++v) of_chunk[v] = zero();
     for (int64_t slot = 0; slot < std::min(chunk_size, candidates - first); ++slot) {
-      V key[kVectors], squares = zero();
-      RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+      V key[kHeadVectors], squares = zero();
+      RWKVX_UNROLL for (int64_t v = 0; v < kHeadVectors; ++v) {
         key[v] = keys.at(slot, v * kLanes);
         squares = hn::MulAdd(key[v], key[v], squares);
       }
       const float norm = std::sqrt(sum_of_lanes(squares));
       const float inverse = norm > 0 ? 1 / norm : 0;
       scores[first + slot] = inverse;
-      RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) of_chunk[v] =
+      RWKVX_UNROLL for (int64_t v = 0; v < kHeadVectors; ++v) of_chunk[v] =
           hn::MulAdd(key[v], set(inverse), of_chunk[v]);
     }
-    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) sum[v] = hn::Add(sum[v], of_chunk[v]);
+    RWKVX_UNROLL for (int64_t v = 0; v < kHeadVectors; ++v) sum[v] = hn::Add(sum[v], of_chunk[v]);
   }
   V squares = zero();
-  RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) squares = hn::MulAdd(sum[v], sum[v], squares);
+  RWKVX_UNROLL for (int64_t v = 0; v < kHeadVectors; ++v) squares = hn::MulAdd(sum[v], sum[v], squares);
   const float norm = std::sqrt(sum_of_lanes(squares));
   const V minus_inverse = set(norm > 0 ? -1 / norm : 0);
-  RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) sum[v] = hn::Mul(sum[v], minus_inverse);
+  RWKVX_UNROLL for (int64_t v = 0; v < kHeadVectors; ++v) sum[v] = hn::Mul(sum[v], minus_inverse);
   for (int64_t first = 0; first < candidates; first += chunk_size) {
     const PageRows<T> keys = pages.keys(first / chunk_size);
     for (int64_t slot = 0; slot < std::min(chunk_size, candidates - first); ++slot) {
       V product = zero();
-      RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+      RWKVX_UNROLL for (int64_t v = 0; v < kHeadVectors; ++v) {
         product = hn::MulAdd(keys.at(slot, v * kLanes), sum[v], product);
       }
       scores[first + slot] *= sum_of_lanes(product);
@@ -160,36 +159,15 @@ HWY_INLINE void distinct_typed(const KvDistinct& call, int64_t head) {
 }
 
 void kv_distinct_head(const KvDistinct& call, int64_t head) {
-  if (call.kv.dtype == DType::bf16) {
-    distinct_typed<BFloat16>(call, head);
-  } else if (call.kv.dtype == DType::i8) {
-    distinct_typed<int8_t>(call, head);
-  } else {
-    RWKVX_ASSERT(call.kv.dtype == DType::f32);
-    distinct_typed<float>(call, head);
-  }
+  with_stored(call.kv.dtype, [&](auto stored) { distinct_typed<decltype(stored)>(call, head); });
 }
 
 void kv_append_head(ConstView k, ConstView v, int64_t begin, int64_t end, const KvChunks& kv, int64_t head) {
-  if (kv.dtype == DType::bf16) {
-    append_typed<BFloat16>(k, v, begin, end, kv, head);
-  } else if (kv.dtype == DType::i8) {
-    append_typed<int8_t>(k, v, begin, end, kv, head);
-  } else {
-    RWKVX_ASSERT(kv.dtype == DType::f32);
-    append_typed<float>(k, v, begin, end, kv, head);
-  }
+  with_stored(kv.dtype, [&](auto stored) { append_typed<decltype(stored)>(k, v, begin, end, kv, head); });
 }
 
 void kv_keep_head(const KvChunks& kv, ConstView kept, int64_t head) {
-  if (kv.dtype == DType::bf16) {
-    keep_typed<BFloat16>(kv, kept, head);
-  } else if (kv.dtype == DType::i8) {
-    keep_typed<int8_t>(kv, kept, head);
-  } else {
-    RWKVX_ASSERT(kv.dtype == DType::f32);
-    keep_typed<float>(kv, kept, head);
-  }
+  with_stored(kv.dtype, [&](auto stored) { keep_typed<decltype(stored)>(kv, kept, head); });
 }
 
 }  // namespace rwkvx::cpu::HWY_NAMESPACE

@@ -73,14 +73,7 @@ HWY_NOINLINE void vote_typed(const KvVote& call, int64_t head, Scratch& scratch)
 }
 
 void kv_vote_head(const KvVote& call, int64_t head, Scratch& scratch) {
-  if (call.kv.dtype == DType::bf16) {
-    vote_typed<const BFloat16>(call, head, scratch);
-  } else if (call.kv.dtype == DType::i8) {
-    vote_typed<const int8_t>(call, head, scratch);
-  } else {
-    RWKVX_ASSERT(call.kv.dtype == DType::f32);
-    vote_typed<const float>(call, head, scratch);
-  }
+  with_stored(call.kv.dtype, [&](auto stored) { vote_typed<const decltype(stored)>(call, head, scratch); });
 }
 
 }  // namespace rwkvx::cpu::HWY_NAMESPACE

@@ -200,6 +200,15 @@ HWY_INLINE void with_real_or_bf16(DType dtype, void* data, Function f) {
   f(static_cast<float*>(data));
 }
 
+/// Calls with a T{} of a KV store's element type.
+template <typename Call>
+HWY_INLINE void with_stored(DType dtype, const Call& call) {
+  if (dtype == DType::bf16) return call(BFloat16{});
+  if (dtype == DType::i8) return call(int8_t{});
+  RWKVX_ASSERT(dtype == DType::f32);
+  call(float{});
+}
+
 }  // namespace rwkvx::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

@@ -72,8 +72,8 @@ class Gpu {
   void play(void* recording);
   bool recording() const { return recording_; }
 
-  /// What a library keeps for this GPU.
-  std::shared_ptr<void>& library_state() { return library_state_; }
+  /// What products keep for this GPU.
+  std::shared_ptr<void>& multiplier_state() { return multiplier_state_; }
 
   void upload(const void* host, void* device, size_t bytes);
   void download(const void* device, void* host, size_t bytes);
@@ -103,7 +103,7 @@ class Gpu {
   Pinned pinned_;
   Buffer tables_, tickets_;
   size_t tables_used_ = 0;
-  std::shared_ptr<void> library_state_;
+  std::shared_ptr<void> multiplier_state_;
 };
 
 /// kernel<<<grid>>>(arguments…) in the GPU's stream, as a programmatic dependent launch: the kernel may start

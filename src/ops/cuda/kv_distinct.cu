@@ -11,11 +11,8 @@ constexpr int64_t kTokens = 512;  // of one block
 /// Two channels of a token's key for each lane of a warp.
 template <typename T>
 __device__ __forceinline__ float2 key_of(const Kv& kv, int64_t head, int64_t token, int lane) {
-  const Place place = place_of(kv, token);
-  const KvPage page = kv.pages[place.chunk];
-  const int64_t slot = head * kv.chunk_size + place.slot;
-  return stored2(static_cast<const T*>(page.keys) + slot * kHead + 2 * lane,
-                 sizeof(T) == 1 ? page.key_scales[slot] : 1.0f);
+  const StoredKey<T> key = stored_key<T>(kv, head, token);
+  return stored2(key.row + 2 * lane, key.scale);
 }
 
 __device__ __forceinline__ float inverse_norm(float squares) {

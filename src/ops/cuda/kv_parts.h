@@ -39,6 +39,20 @@ __device__ __forceinline__ float4 stored4(const int8_t* p, float scale) {
   return make_float4(channel(0), channel(1), channel(2), channel(3));
 }
 
+/// A token's key of one head, and the scale of its channels.
+template <typename T>
+struct StoredKey {
+  const T* row;
+  float scale;
+};
+template <typename T>
+__device__ __forceinline__ StoredKey<T> stored_key(const Kv& kv, int64_t head, int64_t token) {
+  const Place place = place_of(kv, token);
+  const KvPage page = kv.pages[place.chunk];
+  const int64_t slot = head * kv.chunk_size + place.slot;
+  return {static_cast<const T*>(page.keys) + slot * kHead, sizeof(T) == 1 ? page.key_scales[slot] : 1.0f};
+}
+
 /// Calls with a T{} of the store's element type.
 template <typename Call>
 void with_stored(DType dtype, const Call& call) {

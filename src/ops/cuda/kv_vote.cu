@@ -29,15 +29,10 @@ __device__ __forceinline__ void load_keys(const Kv& kv, int64_t head, int64_t st
   const int channels = static_cast<int>(threadIdx.x) / kTile * 16;
   const int64_t token = start + i;
   const bool valid = token < end;
-  const int64_t known = valid ? token : 0;
-  const Place place = place_of(kv, known);
-  const KvPage page = kv.pages[place.chunk];
-  const int64_t slot = head * kv.chunk_size + place.slot;
-  const T* row = static_cast<const T*>(page.keys) + slot * kHead;
-  const float scale = sizeof(T) == 1 ? page.key_scales[slot] : 1.0f;
+  const StoredKey<T> key = stored_key<T>(kv, head, valid ? token : 0);
 #pragma unroll
   for (int n = channels; n < channels + 16; n += 4) {
-    const float4 x = valid ? stored4(row + n, scale) : make_float4(0, 0, 0, 0);
+    const float4 x = valid ? stored4(key.row + n, key.scale) : make_float4(0, 0, 0, 0);
     keys[n][i] = x.x;
     keys[n + 1][i] = x.y;
     keys[n + 2][i] = x.z;

@@ -213,10 +213,9 @@ class NeedleSource final : public SampleSource {
       return drawn;
     };
     Fact fact;
-    const bool may_resemble = manner.style.keys == FactKeys::pairs && !others.empty() && similar_ > 0;
     const auto drawn_key = [&] {
-      if (!may_resemble || random.uniform() >= similar_) return draw_fact_key(manner.style.keys, random);
-      return draw_similar_key(others[random.next() % others.size()].key, random);
+      if (manner.style.keys != FactKeys::pairs) return draw_fact_key(manner.style.keys, random);
+      return draw_key_beside(others, &Fact::key, similar_, random);
     };
     fact.key = key.empty() ? fresh(drawn_key) : key;
     taken.insert(fact.key);

@@ -63,10 +63,10 @@ class PairSource final : public SampleSource {
     std::vector<std::pair<std::string, std::string>> pairs;
     std::set<std::string> taken;
     while (sample.size() < list && pairs.size() < kNeedleKeys / 2) {
-      const bool resembles =
-          keys == Word::pair && !pairs.empty() && similar_ > 0 && random.uniform() < similar_;
-      std::string key = resembles ? draw_similar_key(pairs[random.next() % pairs.size()].first, random)
-                                  : draw_word(keys, random);
+      std::string key =
+          keys == Word::pair
+              ? draw_key_beside(pairs, &std::pair<std::string, std::string>::first, similar_, random)
+              : draw_word(keys, random);
       if (!taken.insert(key).second) continue;
       pairs.emplace_back(std::move(key), draw_word(values, random));
       MarkedText()

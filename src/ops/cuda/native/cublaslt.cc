@@ -156,7 +156,7 @@ bool multiply_by_library(Gpu& gpu, const Product& p) {
   }
   if (!aligned(p.a) || !aligned(p.b) || !aligned(p.d)) return false;
   if (!library().found) return false;
-  std::shared_ptr<void>& multiplier = gpu.library_state();
+  std::shared_ptr<void>& multiplier = gpu.multiplier_state();
   if (!multiplier) multiplier = std::make_shared<Multiplier>(gpu);
   return static_cast<Multiplier*>(multiplier.get())->multiply(gpu, p);
 }
