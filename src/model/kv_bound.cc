@@ -79,32 +79,25 @@ KvBound::KvBound(const KvBound& other)
 
 KvBound& KvBound::operator=(const KvBound& other) { return *this = KvBound(other); }
 
+int64_t KvBound::voters(int64_t length) const {
+  const auto from = [&](int64_t token) {
+    return token < max_ ? (max_ - 1 - token) / step() + 1 : int64_t{0};
+  };
+  return std::max<int64_t>(0, from(candidates()) - from(length));
+}
+
 void KvBound::vote(ConstView q, const KvChunks& kv) {
   if (rule_ == KvRule::keys) return;
-  const auto cast = [&](ConstView voters, int64_t first) {
-    ops_->kv_vote({.q = voters, .kv = kv, .first = first, .votes = votes_});
-  };
-  const int64_t first = kv.length - q.dim(0);
-  int64_t row = std::max<int64_t>(0, candidates() - first);  // those before have no vote
-  while (row < q.dim(0)) {
-    const int64_t left = q.dim(0) - row;
-    if (waiting_count_ == 0 && left >= kVoters) {
-      const int64_t now = left / kVoters * kVoters;
-      cast(q.rows(row, now), first + row);
-      row += now;
-      continue;
-    }
-    const int64_t now = std::min(left, kVoters - waiting_count_);
-    const View to = waiting_.view().rows(waiting_count_, now);
-    ops_->copy(q.rows(row, now).data(), to.data(), to.bytes());
-    row += now;
-    waiting_count_ += now;
-    if (waiting_count_ < kVoters) break;
-    cast(waiting_, first + row - kVoters);
-    waiting_count_ = 0;
-  }
-  if (kv.length == max_ && waiting_count_ > 0) {
-    cast(waiting_.view().rows(0, waiting_count_), kv.length - waiting_count_);
+  const int64_t first = kv.length - q.dim(0), from = std::max(first, candidates());
+  for (int64_t token = from + (max_ - 1 - from) % step(); token < kv.length; token += step()) {
+    const View to = waiting_.view().rows(waiting_count_++, 1);
+    ops_->copy(q.rows(token - first, 1).data(), to.data(), to.bytes());
+    if (waiting_count_ < kVoters && token < max_ - 1) continue;
+    ops_->kv_vote({.q = waiting_.view().rows(0, waiting_count_),
+                   .kv = kv,
+                   .first = token - (waiting_count_ - 1) * step(),
+                   .step = step(),
+                   .votes = votes_});
     waiting_count_ = 0;
   }
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <span>
 #include <vector>
 
@@ -14,10 +15,12 @@ namespace rwkvx {
 /// weights that the window's queries give a token (SnapKV, arXiv 2404.14469): what text goes on needing. A
 /// fact that nobody has asked for yet gets none, but its key points where few others do (KeyDiff, arXiv
 /// 2504.15364). A token's score is the largest among its neighbours', so that runs of tokens stay together.
-/// Queries vote in blocks as the window fills, so that no token pays for all.
+/// Of a long window every step()th query votes, which is a sample of all: some 256, as each has to look at
+/// the whole store. They do so in groups as the window fills, so that no token pays for all.
 class KvBound {
  public:
   static constexpr int64_t kVoters = 32;     ///< queries that vote together
+  static constexpr int64_t kVotes = 256;     ///< of a window, or a little more
   static constexpr int64_t kNeighbours = 3;  ///< to either side
 
   KvBound(const KvOptions& options, int64_t heads, int64_t block, Ops& ops);
@@ -29,6 +32,10 @@ class KvBound {
   int64_t max() const { return max_; }
   int64_t min() const { return min_; }
   int64_t candidates() const { return max_ - window_; }
+  /// The query of the window's last token votes, and of every step()th before it.
+  int64_t step() const { return std::max<int64_t>(1, window_ / kVotes); }
+  /// Queries of the first `length` tokens that vote.
+  int64_t voters(int64_t length) const;
 
   /// `q` [R, C] are the queries of the last tokens of kv.
   void vote(ConstView q, const KvChunks& kv);
@@ -44,7 +51,11 @@ class KvBound {
   View waiting() { return waiting_; }
   ConstView waiting() const { return waiting_; }
   int64_t waiting_count() const { return waiting_count_; }
-  void set_waiting_count(int64_t count) { waiting_count_ = count; }
+  /// In a store of `length` tokens. More than can be there, which files from before step() say, lose their
+  /// vote.
+  void set_waiting_count(int64_t count, int64_t length) {
+    waiting_count_ = count <= voters(length) ? count : 0;
+  }
 
  private:
   Ops* ops_;

@@ -249,7 +249,7 @@ void load_store(Reader& reader, KvStore& store, const Header& h, size_t block, O
   };
   read(bound->votes());
   read(bound->waiting().rows(0, h.waiting[block]));
-  bound->set_waiting_count(h.waiting[block]);
+  bound->set_waiting_count(h.waiting[block], h.stored[block]);
 }
 
 /// Before room is made for what the header claims.

@@ -169,13 +169,15 @@ struct ChunkAttention {
   View chosen = {};  ///< [R, H, top_k − 1] i32: the earlier chunks seen, in any order; then −1
 };
 
-/// What a window of queries attends to: for the rows of q, which are tokens first .. first + R of kv, each
-/// with a full causal softmax over the keys at its position and before (scores q·k / √N), votes[h, j] += its
-/// weight on token j, j < candidates ≤ first (SnapKV, arXiv 2404.14469, with all queries of its window).
+/// What queries attend to: row r of q is that of token first + r·step of kv. Each with a full causal softmax
+/// over the keys at its position and before (scores q·k / √N), votes[h, j] += its weight on token j,
+/// j < candidates ≤ first (SnapKV, arXiv 2404.14469).
 struct KvVote {
   ConstView q;  ///< [R, C] real
   KvChunks kv;
-  int64_t first = 0;
+  int64_t first = 0, step = 1;
+  /// Tokens of kv up to that of the last row.
+  int64_t seen() const { return q.dim(0) > 0 ? first + (q.dim(0) - 1) * step + 1 : 0; }
   View votes;  ///< [H, candidates] real
 };
 

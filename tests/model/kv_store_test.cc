@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "model/state_file.h"
 #include "model/support.h"
+#include "ops/forwarding_ops.h"
 #include "tensor/file_size_limit.h"
 
 namespace rwkvx {
@@ -166,6 +167,61 @@ TEST_F(BoundedStoreTest, RulesKeepWhatTheySay) {
       }
     }
   }
+}
+
+/// Notes whose queries vote; a query's first value is its token's number.
+class CountingOps final : public ForwardingOps {
+ public:
+  using ForwardingOps::ForwardingOps;
+  void kv_vote(const KvVote& call) override {
+    EXPECT_LE(call.seen(), call.kv.length);
+    EXPECT_LE(call.votes.dim(1), call.first);
+    for (int64_t i = 0; i < call.q.dim(0); ++i) {
+      voters.push_back(call.first + i * call.step);
+      EXPECT_EQ(static_cast<int64_t>(call.q.as<float>()[i * call.q.dim(1)]), voters.back());
+    }
+  }
+  std::vector<int64_t> voters;
+};
+
+TEST(KvBound, ASampleOfALongWindowVotesHoweverTheTextIsSplit) {
+  std::mt19937 random(5);
+  for (const auto& [max, window, step, block] :
+       {std::array<int64_t, 4>{900, 300, 1, 0}, {2400, 1100, 4, 0}, {2400, 1100, 4, 3}, {3000, 2000, 7, 0}}) {
+    const KvOptions options = bounded(max, window, window + 200);
+    for (const int64_t piece : {1, 31, 700, 5000}) {
+      CountingOps ops(make_ops({"reference", Precision::f32, 1}));
+      KvBound bound(options, 1, block, ops);
+      EXPECT_EQ(bound.step(), step);
+      KvChunks kv;
+      std::vector<int64_t> expected;
+      for (int64_t t = bound.max() - 1; t >= bound.candidates(); t -= step)
+        expected.insert(expected.begin(), t);
+      while (kv.length < bound.max()) {
+        const int64_t rows = std::min(bound.max() - kv.length, 1 + static_cast<int64_t>(random()) % piece);
+        Buffer q(DType::f32, {rows, kHeadSize});
+        for (int64_t i = 0; i < rows; ++i) q.as<float>()[i * kHeadSize] = static_cast<float>(kv.length + i);
+        kv.length += rows;
+        bound.vote(q, kv);
+        const auto cast = static_cast<int64_t>(ops.voters.size());
+        ASSERT_EQ(cast + bound.waiting_count(), bound.voters(kv.length)) << kv.length;
+      }
+      EXPECT_EQ(ops.voters, expected);
+      EXPECT_EQ(bound.waiting_count(), 0);
+    }
+  }
+}
+
+/// As files from before steps have it: all queries of the window wait, and there are too many.
+TEST(KvBound, WaitingQueriesThatCannotBeAreDropped) {
+  CountingOps ops(make_ops({"reference", Precision::f32, 1}));
+  KvBound bound(bounded(3000, 2000, 2200), 1, 0, ops);
+  bound.set_waiting_count(10, bound.candidates() + 10);
+  EXPECT_EQ(bound.waiting_count(), 0);
+  bound.set_waiting_count(10, bound.candidates() + 70);
+  EXPECT_EQ(bound.waiting_count(), 10);
+  bound.set_waiting_count(1, bound.candidates());
+  EXPECT_EQ(bound.waiting_count(), 0);
 }
 
 TEST_F(BoundedStoreTest, CopiesGoTheirOwnWays) {

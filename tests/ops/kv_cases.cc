@@ -126,25 +126,26 @@ struct Keep final : OpCase {
 };
 
 struct Vote final : OpCase {
-  int64_t heads, chunk_size, first, rows, candidates;
+  int64_t heads, chunk_size, first, step, rows, candidates;
   DType dtype;
-  Vote(int64_t h, int64_t b, int64_t f, int64_t r, int64_t c, DType d)
-      : heads(h), chunk_size(b), first(f), rows(r), candidates(c), dtype(d) {}
+  Vote(int64_t h, int64_t b, int64_t f, int64_t s, int64_t r, int64_t c, DType d)
+      : heads(h), chunk_size(b), first(f), step(s), rows(r), candidates(c), dtype(d) {}
+  int64_t tokens() const { return first + rows * step; }
   std::string describe() const override {
-    return fmt::format("kv_vote H={} B={} rows {} after {} on {} {}", heads, chunk_size, rows, first,
-                       candidates, name(dtype));
+    return fmt::format("kv_vote H={} B={} rows {} by {} after {} on {} {}", heads, chunk_size, rows, step,
+                       first, candidates, name(dtype));
   }
   void run(Run& run) const override {
-    const KvPages pages = KvPages::filled(run, "kv", heads, chunk_size, first + rows, dtype);
+    const KvPages pages = KvPages::filled(run, "kv", heads, chunk_size, tokens(), dtype);
     const ConstView q = run.input("q", kReal, {rows, heads * N}, normal());
     const View votes = run.inout("votes", kReal, {heads, candidates}, uniform(0, 2));
-    run.ops().kv_vote({q, pages.at(first + rows), first, votes});
+    run.ops().kv_vote({q, pages.at(tokens()), first, step, votes});
   }
   /// A weight e^s / Σ is off by twice a score's error and the sum's, and the votes by their own sum's.
   Tolerance tolerance(const Run& reference, const std::string&) const override {
     const double score = sum_error(N) * reference.max_norm("q", N) * 14 / 8;
     const double most = 2 + static_cast<double>(rows);
-    return {most * sum_error(rows), 2 * score + sum_error(first + rows) + 8 * kF32};
+    return {most * sum_error(rows), 2 * score + sum_error(tokens()) + 8 * kF32};
   }
 };
 
@@ -220,10 +221,12 @@ Cases kv_vote_cases(Precision) {
   Cases cases;
   for (const DType dtype : {DType::f32, DType::bf16, DType::i8}) {
     for (const int64_t rows : {1, 7, 32, 33, 100}) {
-      cases.push_back(std::make_unique<Vote>(2, 16, 70, rows, 70, dtype));
+      cases.push_back(std::make_unique<Vote>(2, 16, 70, 1, rows, 70, dtype));
+      cases.push_back(std::make_unique<Vote>(2, 16, 70, 7, rows, 70, dtype));
     }
-    cases.push_back(std::make_unique<Vote>(1, 64, 300, 40, 123, dtype));
-    cases.push_back(std::make_unique<Vote>(1, 64, 1, 2, 1, dtype));
+    cases.push_back(std::make_unique<Vote>(1, 64, 300, 1, 40, 123, dtype));
+    cases.push_back(std::make_unique<Vote>(1, 64, 300, 20, 70, 123, dtype));
+    cases.push_back(std::make_unique<Vote>(1, 64, 1, 1, 2, 1, dtype));
   }
   return cases;
 }

@@ -148,7 +148,7 @@ class CpuOps final : public Ops {
   void kv_vote(const KvVote& call) override {
     const int64_t heads = call.q.dim(1) / kHeadSize;
     RWKVX_ASSERT(call.votes.dim(0) == heads && call.votes.dim(1) <= call.first);
-    run_tasks(heads, call.q.dim(0) * call.first * heads >= 2000, [&](int64_t head, int thread) {
+    run_tasks(heads, call.q.dim(0) * call.seen() * heads >= 2000, [&](int64_t head, int thread) {
       cpu::kv_vote_head(call, head, attention_scratch_[static_cast<size_t>(thread)].scores);
     });
   }

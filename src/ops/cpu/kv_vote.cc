@@ -28,9 +28,10 @@ HWY_NOINLINE void vote_typed(const KvVote& call, int64_t head, Scratch& scratch)
       const int64_t from = row + std::min(lane, lanes - 1);
       const float* q = call.q.as<float>() + from * width + head * N;
       for (int64_t n = 0; n < N; ++n) block.q[n * kQueries + lane] = q[n] * 0.125f;  // 1/√N
-      block.positions[lane] = static_cast<float>(call.first + from);  // exact: stores stay below 2²⁴
+      block.positions[lane] =
+          static_cast<float>(call.first + from * call.step);  // exact: stores stay below 2²⁴
     }
-    const int64_t keys = call.first + row + lanes;
+    const int64_t keys = call.first + (row + lanes - 1) * call.step + 1;
     float* scores = scratch.take<float>(keys * kQueries);
     V highest[kQueryVectors];
     RWKVX_UNROLL for (int v = 0; v < kQueryVectors; ++v) highest[v] = set(-1e30f);

@@ -17,7 +17,7 @@ constexpr float kLowest = -1e30f;  // below all scores, and its differences are 
 struct Votes {
   const float* q;  // [rows, heads, N]
   Kv kv;
-  int64_t first;
+  int64_t first, step;  // query i is that of token first + i·step
   int rows, heads;
 };
 
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads) vote_sums_kernel(Votes votes, float2
   const int start = static_cast<int>(blockIdx.z) * kTile;
   const int query = start + static_cast<int>(threadIdx.x) / 16 * 4;
   // What the last query of the tile sees.
-  const int64_t seen = votes.first + min(start + kTile, votes.rows);
+  const int64_t seen = votes.first + (min(start + kTile, votes.rows) - 1) * votes.step + 1;
   load_queries(votes, head, start, queries);
   float highest[4], sums[4];
 #pragma unroll
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads) vote_sums_kernel(Votes votes, float2
     const int64_t token = at + threadIdx.x % 16 * 4;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int64_t last = votes.first + query + i;  // that the query sees
+      const int64_t last = votes.first + (query + i) * votes.step;  // that the query sees
       float most = highest[i];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
@@ -195,11 +195,11 @@ void kv_vote(Gpu& gpu, const KvVote& call) {
   const int64_t rows = call.q.dim(0), heads = call.q.dim(1) / kHead, candidates = call.votes.dim(1);
   if (rows == 0 || candidates == 0) return;
   const Arena::Scope scope(gpu.scratch());
-  const unsigned parts = blocks_for(call.first + rows, kVoteTokens), all_heads = static_cast<unsigned>(heads);
+  const unsigned parts = blocks_for(call.seen(), kVoteTokens), all_heads = static_cast<unsigned>(heads);
   auto* sums = gpu.scratch().take(DType::f32, {heads, rows, int64_t{parts}, 2}).data();
   auto* whole = gpu.scratch().take(DType::f32, {heads, rows, 2}).data();
-  const Votes votes{call.q.as<float>(), on_gpu(gpu, call.kv), call.first, static_cast<int>(rows),
-                    static_cast<int>(heads)};
+  const Votes votes{call.q.as<float>(), on_gpu(gpu, call.kv),   call.first,
+                    call.step,          static_cast<int>(rows), static_cast<int>(heads)};
   with_stored(call.kv.dtype, [&](auto stored) {
     using T = decltype(stored);
     launch(gpu, {{parts, all_heads, blocks_for(rows, kTile)}, kThreads}, vote_sums_kernel<T>, votes,

@@ -199,7 +199,7 @@ class ReferenceOps final : public Ops {
       for (int64_t h = 0; h < op.q.dim(1) / N; ++h) {
         std::vector<double> weights;
         double highest = -INFINITY, total = 0;
-        for (int64_t j = 0; j <= op.first + t; ++j) {
+        for (int64_t j = 0; j <= op.first + t * op.step; ++j) {
           weights.push_back(score(op.q, t, op.kv, h, j));
           highest = std::max(highest, weights.back());
         }
