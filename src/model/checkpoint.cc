@@ -10,8 +10,6 @@
 namespace rwkvx {
 namespace {
 
-constexpr std::string_view kChunkSizeKey = "rwkvx.chunk_size", kTopKKey = "rwkvx.top_k";
-
 int64_t highest_index(const Catalog& catalog, std::string_view prefix) {
   int64_t highest = -1;
   for (const CatalogTensor& tensor : catalog.tensors()) {
@@ -67,6 +65,18 @@ std::optional<int64_t> recorded(const Catalog& catalog, std::string_view key) {
       "{}: the metadata value {} is not a whole number; pass --chunk-size and --chunk-top-k and convert the "
       "file anew",
       catalog.path.string(), key);
+}
+
+void place_as_recorded(const Catalog& catalog, ModelConfig& config) {
+  const auto found = catalog.metadata.find(kSparseAfterKey);
+  if (found == catalog.metadata.end()) return;
+  const auto* text = std::get_if<std::string>(&found->second);
+  if (text == nullptr) fail("{}: the metadata value {} is not text", catalog.path.string(), kSparseAfterKey);
+  try {
+    place_sparse_blocks(config, *text);
+  } catch (const Error& error) {
+    fail("{}: the metadata value {}: {}", catalog.path.string(), kSparseAfterKey, error.what());
+  }
 }
 
 void check_chunk_settings(const ModelConfig& config, const Path& path) {
@@ -185,6 +195,7 @@ std::shared_ptr<const Checkpoint> open_checkpoint(const Path& path, const Checkp
   config.chunk_size = options.chunk_size.value_or(chunk.value_or(config.chunk_size));
   config.top_k = options.top_k.value_or(top_k.value_or(config.top_k));
   check_chunk_settings(config, path);
+  place_as_recorded(catalog, config);
   if (config.sparse_blocks > 0 && !(options.chunk_size || chunk)) {
     log_warning(
         "{} does not record its chunk size and top-k; assuming {} and {} (--chunk-size, --chunk-top-k)",

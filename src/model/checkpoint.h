@@ -49,6 +49,10 @@ struct CheckpointOptions {
 /// Errors: not an RWKV-7 or RWKV-X model (says what it looks like), sizes that contradict each other.
 std::shared_ptr<const Checkpoint> open_checkpoint(const Path& path, const CheckpointOptions& options = {});
 
+/// Metadata of .safetensors and .gguf files, in both as text or, the first two, as a number.
+inline constexpr const char *kChunkSizeKey = "rwkvx.chunk_size", *kTopKKey = "rwkvx.top_k",
+                            *kSparseAfterKey = "rwkvx.sparse_after";
+
 namespace dialects {
 /// Rename and relayout a file's catalog; the result keeps the file's memory. Only names and layouts: sizes
 /// are checked by open_checkpoint and LoadedWeights.

@@ -97,6 +97,7 @@ class Exporter {
       m.emplace_back(key("chunk_size"), number(c.chunk_size));
       m.emplace_back(key("top_k"), number(c.top_k));
       m.emplace_back(key("sparse_block_count"), number(c.sparse_blocks));
+      if (!c.sparse_after.empty()) m.emplace_back(kSparseAfterKey, sparse_places(c));
     }
     std::vector<std::string> tokens;
     std::vector<int64_t> types;
@@ -221,12 +222,19 @@ void write_checkpoint(const Checkpoint& checkpoint, const Path& path, const Writ
     case FileFormat::gguf:
       return write_gguf(path, exporter.gguf_tensors(), exporter.gguf_metadata(), progress);
     case FileFormat::pth:
+      if (!c.sparse_after.empty()) {
+        fail(
+            "{}: .pth cannot say where the sparse blocks of this model are (after {} RWKV-7 blocks); write "
+            ".safetensors or .gguf",
+            path.string(), sparse_places(c));
+      }
       return write_pth(path, exporter.public_tensors(), progress);
     case FileFormat::safetensors: {
       Metadata metadata{{"format", std::string("pt")}};
       if (c.sparse_blocks > 0) {
-        metadata.emplace_back("rwkvx.chunk_size", std::to_string(c.chunk_size));
-        metadata.emplace_back("rwkvx.top_k", std::to_string(c.top_k));
+        metadata.emplace_back(kChunkSizeKey, std::to_string(c.chunk_size));
+        metadata.emplace_back(kTopKKey, std::to_string(c.top_k));
+        if (!c.sparse_after.empty()) metadata.emplace_back(kSparseAfterKey, sparse_places(c));
       }
       return write_safetensors(path, exporter.public_tensors(), metadata, progress);
     }

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <string_view>
 #include <vector>
 
 namespace rwkvx {
@@ -15,6 +17,8 @@ struct ModelConfig {
   int64_t decay_rank = 0, rate_rank = 0, value_rank = 0, gate_rank = 0;  ///< of w, a, v and g
   int64_t chunk_size = 2048;                                             ///< tokens of an attention chunk
   int64_t top_k = 3;  ///< chunks a query sees, its own included
+  /// Where the sparse blocks are: how many RWKV-7 blocks come before each, ascending. Empty: spread evenly.
+  std::vector<int64_t> sparse_after;
 
   int64_t heads() const { return channels / 64; }
   bool operator==(const ModelConfig&) const = default;
@@ -25,8 +29,14 @@ struct BlockRef {
   int64_t index = 0;  ///< among the blocks of its kind
 };
 
-/// Order of the blocks: after every ⌊layers / sparse_blocks⌋ RWKV-7 blocks comes one sparse block; RWKV-7
-/// blocks that the division leaves over run after the last sparse block.
+/// Order of the blocks: as sparse_after says. When it is empty, one sparse block comes after every
+/// ⌊layers / sparse_blocks⌋ RWKV-7 blocks; RWKV-7 blocks that the division leaves over run after the last.
 std::vector<BlockRef> block_order(const ModelConfig& config);
+
+/// Sets sparse_after from text such as "2,4", one number for each sparse block; "" is the even spread, which
+/// is empty however it is given. Errors: not such numbers, another count, descending, not from 1 to layers.
+void place_sparse_blocks(ModelConfig& config, std::string_view text);
+/// The text that place_sparse_blocks() takes; "" for the even spread.
+std::string sparse_places(const ModelConfig& config);
 
 }  // namespace rwkvx

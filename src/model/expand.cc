@@ -5,8 +5,8 @@
 
 namespace rwkvx {
 
-Checkpoint expand(const Checkpoint& source, int64_t sparse_blocks, const CheckpointOptions& options,
-                  bool copy_outputs) {
+Checkpoint expand(const Checkpoint& source, const Expansion& expansion) {
+  const int64_t sparse_blocks = expansion.sparse_blocks;
   const std::string file = source.path().string();
   if (source.config.sparse_blocks > 0) {
     fail("{}: the model has {} sparse blocks already; expand a plain RWKV-7 model", file,
@@ -19,8 +19,9 @@ Checkpoint expand(const Checkpoint& source, int64_t sparse_blocks, const Checkpo
   check_tensors(source);
   Checkpoint result = source;
   result.config.sparse_blocks = sparse_blocks;
-  result.config.chunk_size = options.chunk_size.value_or(ModelConfig().chunk_size);
-  result.config.top_k = options.top_k.value_or(ModelConfig().top_k);
+  result.config.chunk_size = expansion.chunks.chunk_size.value_or(ModelConfig().chunk_size);
+  result.config.top_k = expansion.chunks.top_k.value_or(ModelConfig().top_k);
+  place_sparse_blocks(result.config, expansion.sparse_after);
   result.chunk_settings_recorded = true;
   int64_t before = 0;  // the RWKV-7 block that the next sparse block follows
   for (const BlockRef& block : block_order(result.config)) {
@@ -33,7 +34,7 @@ Checkpoint expand(const Checkpoint& source, int64_t sparse_blocks, const Checkpo
       if (!spec.name.starts_with(to)) continue;
       const std::string tail = spec.name.substr(to.size());
       const ConstView data = result.catalog.find(from + tail)->data;
-      if (copy_outputs || (tail != "att.output.weight" && tail != "ffn.value.weight")) {
+      if (expansion.copy_outputs || (tail != "att.output.weight" && tail != "ffn.value.weight")) {
         result.catalog.add(spec.name, data);
         continue;
       }

@@ -127,6 +127,7 @@ uint64_t LoadedWeights::fingerprint() const {
   const ModelConfig& c = config();
   const int64_t sizes[] = {c.layers, c.sparse_blocks, c.channels, c.ffn, c.vocab, c.chunk_size, c.top_k};
   hash.update(std::as_bytes(std::span(sizes)));
+  hash.update(std::as_bytes(std::span(c.sparse_after)));
   for (const TensorSpec& spec : tensor_list(c)) {
     const ConstView data = checkpoint_->catalog.find(spec.name)->data;
     if (is_matrix(spec.role)) {

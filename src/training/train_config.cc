@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "model/config.h"
 
 namespace rwkvx {
 namespace {
@@ -27,6 +28,17 @@ void check_choice(const char* flag, const std::string& value, std::initializer_l
     list += std::string(list.empty() ? "" : ", ") + choice;
   }
   refuse("--{} must be one of {}, not '{}'", flag, list, printable(value));
+}
+
+void check_places(const TrainConfig& c) {
+  ModelConfig model;
+  model.layers = c.layers;
+  model.sparse_blocks = c.sparse_blocks;
+  try {
+    place_sparse_blocks(model, c.sparse_after);
+  } catch (const Error& error) {
+    throw UsageError(error.what());
+  }
 }
 
 void check(const TrainConfig& c) {
@@ -57,6 +69,7 @@ void check(const TrainConfig& c) {
     check_range("channels", static_cast<double>(c.channels), 64, 65536);
     if (c.channels % 64 != 0) refuse("--channels must be a multiple of 64, not {}", c.channels);
     check_range("sparse-blocks", static_cast<double>(c.sparse_blocks), 0, static_cast<double>(c.layers));
+    check_places(c);
     check_range("vocab-size", static_cast<double>(c.vocab_size), 2, 1 << 24);
     check_range("embedding-init", c.embedding_init, 1e-9, 100);
     check_range("ffn", static_cast<double>(c.ffn), 0, 1 << 24);

@@ -19,6 +19,7 @@ struct TrainConfig {
   // The model
   std::string load;  // a model to start from; else a new one of these sizes
   int64_t layers = 6, channels = 256, sparse_blocks = 0, vocab_size = 256, ffn = 0;
+  std::string sparse_after;
   int64_t chunk_size = 0, chunk_top_k = 0;
   double embedding_init = 1e-4;
   std::string stage = "full";
@@ -79,6 +80,8 @@ void TrainConfig::for_each_setting(Self& c, Visit&& visit) {
   visit("layers", c.layers, group, "RWKV-7 blocks of a new model");
   visit("channels", c.channels, group, "Channels of a new model, a multiple of 64");
   visit("sparse-blocks", c.sparse_blocks, group, "Sparse attention blocks of a new model");
+  visit("sparse-after", c.sparse_after, group,
+        "Where they are: RWKV-7 blocks before each, such as 2,4; default: spread evenly");
   visit("vocab-size", c.vocab_size, group, "Tokens of a new model: 256 for bytes, 65536 for World");
   visit("ffn", c.ffn, group, "Channels inside the channel mix of a new model; 0: 4 x channels");
   visit("chunk-size", c.chunk_size, group, "Tokens of an attention chunk; 0: as recorded, or 2048");

@@ -72,6 +72,7 @@ void refuse_another_model(const TrainConfig& saved, const TrainConfig& given) {
   refuse("layers", saved.layers, given.layers);
   refuse("channels", saved.channels, given.channels);
   refuse("sparse-blocks", saved.sparse_blocks, given.sparse_blocks);
+  refuse("sparse-after", saved.sparse_after, given.sparse_after);
   refuse("vocab-size", saved.vocab_size, given.vocab_size);
   refuse("ffn", saved.ffn, given.ffn);
 }
@@ -331,6 +332,7 @@ std::unique_ptr<Trainer> Trainer::start(const Path& path, const TrainConfig& giv
     model = model_sizes(config.layers, config.channels, config.vocab_size, config.sparse_blocks);
     if (config.ffn > 0) model.ffn = config.ffn;
     choose_chunks(config, model);
+    place_sparse_blocks(model, config.sparse_after);
   } else {
     CheckpointOptions options;
     if (config.chunk_size > 0) options.chunk_size = config.chunk_size;

@@ -1,4 +1,6 @@
 // expand: from a plain model to one with sparse blocks.
+#include <nlohmann/json.hpp>
+
 #include "cli/program.h"
 
 namespace rwkvx {
@@ -31,6 +33,22 @@ TEST_F(ExpandProgramTest, WritesAModelWithTheChunksAskedFor) {
   const auto expanded = open_checkpoint(file("default.safetensors"));
   EXPECT_EQ(expanded->config.chunk_size, 2048);
   EXPECT_EQ(expanded->config.top_k, 3);
+}
+
+TEST_F(ExpandProgramTest, PutsThemWhereAskedTo) {
+  const std::string source = plain();
+  ASSERT_EQ(
+      run_program({"expand", source, file("out.gguf"), "--sparse-blocks", "2", "--sparse-after", "1,1"}).code,
+      0);
+  const auto info = run_program({"info", file("out.gguf"), "--json"});
+  ASSERT_EQ(info.code, 0);
+  EXPECT_EQ(nlohmann::json::parse(info.out).at("block_order"), "RSSR");
+  expect_error(
+      run_program({"expand", source, file("out.pth"), "--sparse-blocks", "2", "--sparse-after", "1,1"}), 1,
+      {"out.pth", ".gguf"});
+  expect_error(
+      run_program({"expand", source, file("no.gguf"), "--sparse-blocks", "2", "--sparse-after", "1,3"}), 1,
+      {"--sparse-after", "1,3"});
 }
 
 TEST_F(ExpandProgramTest, CopiesOutputsWhenAskedTo) {

@@ -228,6 +228,19 @@ TEST_F(CheckpointTest, ImpossibleChunkSettings) {
   }
 }
 
+TEST_F(CheckpointTest, ImpossiblePlacesOfSparseBlocks) {
+  TensorFile file = test::small_model(3, 2);
+  file.metadata.emplace_back("rwkvx.sparse_after", std::string());
+  for (const char* bad : {"2,1", "3", "0,1", "1,4", "1,2,3", "here"}) {
+    SCOPED_TRACE(bad);
+    file.metadata.back().second = std::string(bad);
+    expect_refused(file, "rwkvx.sparse_after");
+  }
+  file.metadata.back().second = std::string("1,3");
+  file.write(path());
+  EXPECT_EQ(open_checkpoint(path())->config.sparse_after, (std::vector<int64_t>{1, 3}));
+}
+
 // ---- Tensors that are missing, too many or misshaped
 // ----------------------------------------------------------------------
 

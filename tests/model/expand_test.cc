@@ -22,7 +22,7 @@ TEST_P(ExpandTest, LogitsStayTheSame) {
   const auto source = open_checkpoint(folder / "plain.safetensors");
   WriteOptions write;
   write.format = FileFormat::pth;
-  write_checkpoint(expand(*source, sparse_blocks, {16, 2}), folder / "expanded.pth", write);
+  write_checkpoint(expand(*source, {sparse_blocks, {16, 2}}), folder / "expanded.pth", write);
 
   const auto plain = test::open_model(folder / "plain.safetensors", backend, precision);
   const auto expanded = test::open_model(folder / "expanded.pth", backend, precision, {16, 2});
@@ -40,7 +40,7 @@ INSTANTIATE_TEST_SUITE_P(All, ExpandTest,
 /// What the new blocks hold, by the definition.
 TEST(Expand, CopiesAndZeroes) {
   const auto source = open_checkpoint(test::data("goldens/rwkv7/model.safetensors"));
-  const Checkpoint expanded = expand(*source, 2, {64, 4});
+  const Checkpoint expanded = expand(*source, {2, {64, 4}});
   EXPECT_EQ(expanded.config.chunk_size, 64);
   EXPECT_EQ(expanded.config.top_k, 4);
   const auto bytes = [&](const std::string& name) {
@@ -60,14 +60,42 @@ TEST(Expand, CopiesAndZeroes) {
   }
 }
 
+TEST(Expand, WhereAskedTo) {
+  const test::TemporaryFolder folder;
+  test::small_model(3, 0).write(folder / "plain.safetensors");
+  const auto source = open_checkpoint(folder / "plain.safetensors");
+  const auto bytes = [](const Checkpoint& model, const std::string& name) {
+    const auto raw = model.catalog.find(name)->data.raw();
+    return std::vector<std::byte>(raw.begin(), raw.end());
+  };
+  const auto plain = test::open_model(folder / "plain.safetensors", "cpu", Precision::f32);
+  const auto tokens = test::random_tokens(70, plain->config().vocab, 1);
+  State a = plain->new_state();
+  const auto logits = test::run(*plain, a, tokens);
+  for (const FileFormat format : {FileFormat::safetensors, FileFormat::gguf}) {
+    const Expansion expansion{.sparse_blocks = 2, .chunks = {16, 2}, .sparse_after = "2,2"};
+    WriteOptions write;
+    write.format = format;
+    write_checkpoint(expand(*source, expansion), folder / "out", write);
+    const auto out = open_checkpoint(folder / "out");
+    EXPECT_EQ(sparse_places(out->config), "2,2");
+    for (const char* block : {"moba.0.", "moba.1."})
+      EXPECT_EQ(bytes(*out, std::string(block) + "ffn.key.weight"),
+                bytes(*source, "blocks.1.ffn.key.weight"));
+    const auto expanded = test::open_model(folder / "out", "cpu", Precision::f32);
+    State b = expanded->new_state();
+    EXPECT_TRUE(distance(test::run(*expanded, b, tokens), logits).bitwise);
+  }
+}
+
 TEST(Expand, RefusesWhatCannotBe) {
   const auto plain = open_checkpoint(test::data("goldens/rwkv7/model.safetensors"));
   for (const int64_t blocks : {0, -1, 3}) {
-    EXPECT_THAT([&] { expand(*plain, blocks); },
+    EXPECT_THAT([&] { expand(*plain, {blocks}); },
                 testing::ThrowsMessage<Error>(testing::HasSubstr("--sparse-blocks")));
   }
   const auto hybrid = open_checkpoint(test::data("goldens/rwkvx/model.safetensors"), {16, 3});
-  EXPECT_THAT([&] { expand(*hybrid, 1); }, testing::ThrowsMessage<Error>(testing::HasSubstr("already")));
+  EXPECT_THAT([&] { expand(*hybrid, {1}); }, testing::ThrowsMessage<Error>(testing::HasSubstr("already")));
 }
 
 }  // namespace

@@ -175,6 +175,34 @@ TEST_F(WriterFilesTest, GgufOfAHybridSaysWhatItIs) {
   EXPECT_EQ(file.find("blk.0.time_mix_v1.weight"), nullptr);
 }
 
+TEST_F(WriterFilesTest, PlacesOfSparseBlocks) {
+  Checkpoint placed = *checkpoint(test::small_model(3, 2));
+  const auto spread = std::make_shared<Checkpoint>(placed);
+  place_sparse_blocks(placed.config, "1,3");
+  std::vector<uint64_t> fingerprints;
+  for (const FileFormat format : {FileFormat::gguf, FileFormat::safetensors}) {
+    const Path path = folder_ / "out";
+    write_checkpoint(placed, path, {format, {}, {}});
+    const auto out = open_checkpoint(path);
+    EXPECT_EQ(out->config, placed.config);
+    EXPECT_TRUE(open_catalog(path).metadata.contains("rwkvx.sparse_after"));
+    // The places are part of what the model computes.
+    write_checkpoint(*spread, folder_ / "spread", {format, {}, {}});
+    EXPECT_FALSE(open_catalog(folder_ / "spread").metadata.contains("rwkvx.sparse_after"));
+    const auto a = test::open_model(path, "cpu", Precision::f32),
+               b = test::open_model(folder_ / "spread", "cpu", Precision::f32);
+    State of_a = a->new_state(), of_b = b->new_state();
+    const auto tokens = test::random_tokens(40, a->config().vocab, 3);
+    EXPECT_GT(test::distance(test::run(*a, of_a, tokens), test::run(*b, of_b, tokens)).rms, 1e-3);
+    EXPECT_NE(a->fingerprint(), b->fingerprint()) << "a state of the one is none of the other";
+  }
+  EXPECT_THAT(
+      [&] {
+        write_checkpoint(placed, folder_ / "out.pth", {FileFormat::pth, {}, {}});
+      },
+      ThrowsMessage<Error>(AllOf(HasSubstr("out.pth"), HasSubstr("after 1,3"))));
+}
+
 TEST_F(WriterFilesTest, GgufOfPlainModelsHasWhatLlamaCppAsksFor) {
   write_checkpoint(*checkpoint(test::small_model(2, 0)), folder_ / "out.gguf", {});
   const Catalog file = open_catalog(folder_ / "out.gguf");

@@ -296,6 +296,25 @@ TEST_F(TrainerTest, AlignTrainsSparseBlocksOnly) {
   EXPECT_THAT(error_of([&] { train(folder_ / "none", align); }), HasSubstr("rwkvx expand"));
 }
 
+TEST_F(TrainerTest, SparseBlocksWhereTheyAreSaidToBe) {
+  TrainConfig c = config();
+  c.layers = 3;
+  c.sparse_blocks = 2;
+  c.sparse_after = "1,3";
+  c.chunk_size = 8;
+  train(run(), c);
+  TrainConfig next = c;
+  next.load = (RunFolder(run()).checkpoint(8) / "model.safetensors").string();
+  next.sparse_after = "";
+  train(folder_ / "next", next);
+  const auto model = open_checkpoint(RunFolder(folder_ / "next").checkpoint(8) / "model.safetensors");
+  EXPECT_EQ(sparse_places(model->config), "1,3") << "the file that is loaded says it";
+  c.sparse_after = "2,3";
+  EXPECT_THAT(error_of([&] { train(run(), c, true); }), HasSubstr("--sparse-after 2,3"));
+  c.sparse_after = "2";
+  EXPECT_THROW(resolved(c), UsageError);
+}
+
 TEST_F(TrainerTest, FineTunesOnAnswersOnly) {
   std::ofstream(folder_ / "chat.jsonl")
       << R"({"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ba"}]})"
