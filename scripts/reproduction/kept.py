@@ -16,6 +16,15 @@ def without_folders(plan, text):
     return re.sub(rf"(?<![^\s\"'=])/(?:[^/\"'\n]+/)*?(?=(?:{'|'.join(map(re.escape, tops))})/)", "", text)
 
 
+def is_kept(stage, file):
+    """Ablations are many: what the report reads of them, not every step of their training and every window's loss."""
+    if file.suffix not in KINDS or "checkpoints" in file.parts:
+        return False
+    if stage.name.startswith("ablations/"):
+        return file.suffix == ".json" or (file.name == "results.jsonl" and "loss" not in file.parts)
+    return stage.name != "data" or file.suffix != ".jsonl"
+
+
 def keep(plan, folders, to):
     """Copies what finished stages measured."""
     to, out = Path(to).resolve(), folders.out.resolve()
@@ -25,8 +34,7 @@ def keep(plan, folders, to):
         raise Failure(f"{to}: is there and holds no run; name another folder")
     shutil.rmtree(to, ignore_errors=True)
     done = [stage for stage in plan.stages if folders.state(stage) == "done"]
-    files = [file for stage in done for file in folders.of(stage).rglob("*")
-             if file.suffix in KINDS and "checkpoints" not in file.parts and not (stage is plan.data and file.suffix == ".jsonl")]
+    files = [file for stage in done for file in folders.of(stage).rglob("*") if is_kept(stage, file)]
     files += [file for file in (folders.out / "loss").rglob("*") if file.suffix in KINDS]
     for file in files:
         copy = to / file.relative_to(folders.out)

@@ -78,7 +78,7 @@ class Plan:
             for task in spec["tasks"]:
                 self.add(self.measure.needle(f"ablations/inference/{slug(variation['name'])}/{task['name']}",
                                              f"{variation['name']}: {task['title']}", shipped, self.models[shipped], task,
-                                             spec["inference_lengths"], variation["flags"]))
+                                             variation.get("lengths", spec["inference_lengths"]), variation["flags"]))
 
     def chosen(self, words):
         for word in words:
