@@ -94,8 +94,8 @@ class Exporter {
                {key("attention.value_residual_mix_lora_rank"), number(c.value_rank)},
                {key("attention.gate_lora_rank"), number(c.gate_rank)}};
     if (c.sparse_blocks > 0) {
-      m.emplace_back(key("chunk_size"), number(c.chunk_size));
-      m.emplace_back(key("top_k"), number(c.top_k));
+      m.emplace_back(kChunkSizeKey, number(c.chunk_size));
+      m.emplace_back(kTopKKey, number(c.top_k));
       m.emplace_back(key("sparse_block_count"), number(c.sparse_blocks));
       if (!c.sparse_after.empty()) m.emplace_back(kSparseAfterKey, sparse_places(c));
     }
