@@ -70,6 +70,7 @@ class Speed {
     const ModelSpeed models{*this->ops_, ops_, meter_, data_, o_.model, o_.contexts, o_.batches, o_.piece};
     if (group == "model") return models.run(o_.model.sparse_blocks, DType::bf16, true);
     if (group == "model_plain") return models.run(0, DType::bf16, true);
+    if (group == "decode") return models.run(o_.model.sparse_blocks, DType::bf16, false);
     if (group == "model_q4_k") return models.run(o_.model.sparse_blocks, DType::q4_k, false);
     if (group == "model_q8_0") return models.run(o_.model.sparse_blocks, DType::q8_0, false);
     if (group == "dense_model") return models.dense(o_.dense_most);

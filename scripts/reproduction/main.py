@@ -37,6 +37,8 @@ def parsed(arguments):
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="also copy what was measured to FOLDER, without models and "
                         "texts; such a copy, as OUT, is a run whose finished stages are not made again")
     parser.add_argument("--threads", type=int, default=0, help="0 for one on each core")
+    parser.add_argument("--device", default="cpu", help="what trains and measures: cpu, cuda or cuda:n (stores on disk are "
+                        "measured on the processor)")
     parser.add_argument("--rwkvx", type=Path, help="the program (default: build/release/rwkvx, built first)")
     return parser.parse_args(arguments)
 
@@ -81,7 +83,7 @@ def run(options):
     out = (options.out or ROOT / "runs" / ("smoke" if options.smoke else "reproduction")).resolve()
     recipe = read_recipe(recipe_file)
     program = options.rwkvx if options.list else built(options.rwkvx)
-    runner = Runner(out, program, options.threads)
+    runner = Runner(out, program, options.threads, options.device)
     plan = Plan(runner, recipe, recipe_file.parent, ROOT, options.corpus)
     if options.list:
         show(plan, runner.folders)

@@ -118,10 +118,11 @@ class Folders:
 
 
 class Runner:
-    def __init__(self, out, program, threads):
+    def __init__(self, out, program, threads, device="cpu"):
         self.folders = Folders(out)
         self.program = str(program)
         self.threads = threads
+        self.device = device
         self.child = None
         self.lock = None
 
@@ -139,10 +140,14 @@ class Runner:
             signal.signal(number, interrupt)
 
     def run(self, arguments, output=None, threads=True):
-        """rwkvx with these arguments; what it prints goes to the file `output` when it has succeeded."""
+        """rwkvx with these arguments; what it prints goes to the file `output` when it has succeeded. `threads`: the
+        command computes, so that it takes --threads and --device."""
         words = [self.program, *map(str, arguments)]
         if threads and self.threads:
             words += ["--threads", str(self.threads)]
+        # A store on disk is read by the processor.
+        if threads and self.device != "cpu" and not any(word.startswith("disk") for word in words):
+            words += ["--device", self.device]
         say("  $ " + " ".join(f"'{w}'" if " " in w or not w else w for w in words))
         self.child = subprocess.Popen(words, stdin=subprocess.DEVNULL, pass_fds=[self.lock.fileno()],
                                       stdout=subprocess.PIPE if output else None, preexec_fn=os.setpgrp)
@@ -190,7 +195,8 @@ class Runner:
             seconds = before + time.monotonic() - start
             write_json(folder / "stage.json", {"done": done, "key": stage.key(), "made": time.time_ns() if done else None,
                                                "of": {need.name: self.folders.made(need) for need in stage.needs},
-                                               "seconds": round(seconds, 1), "described": stage.described()})
+                                               "seconds": round(seconds, 1), "device": self.device,
+                                               "described": stage.described()})
             return seconds
 
         record(False)
