@@ -104,10 +104,12 @@ struct NormShift {
   std::span<const View> y;
 };
 
-/// wkv7_operands(), wkv7() and wkv7_output(), one after another. What the first two hand on to the next (w,
-/// k_out, v_out, a, b and the recurrence's y) is room for temporaries and holds anything afterwards; only a
-/// v_out that is v where there is no value_gate (the first block) stays what it is.
+/// linear() of the products, wkv7_operands(), wkv7() and wkv7_output(), one after another. What each hands on
+/// to the next (the products' y, w, k_out, v_out, a, b and the recurrence's y) is room for temporaries and
+/// holds anything afterwards; only a v_out that is v where there is no value_gate (the first block) stays
+/// what it is.
 struct Wkv7Step {
+  std::span<const LinearCall> products;  ///< into decay, rate, value_gate and g
   Wkv7Operands operands;
   Wkv7Call recurrence;
   Wkv7Output output;
@@ -176,9 +178,10 @@ struct KvVote {
   ConstView q;  ///< [R, C] real
   KvChunks kv;
   int64_t first = 0, step = 1;
+  View votes;  ///< [H, candidates] real
+
   /// Tokens of kv up to that of the last row.
   int64_t seen() const { return q.dim(0) > 0 ? first + (q.dim(0) - 1) * step + 1 : 0; }
-  View votes;  ///< [H, candidates] real
 };
 
 /// How unlike the others each key is: scores[h, j] = −k[h, j]·m[h] / (‖k[h, j]‖ ‖m[h]‖), m[h] the sum of
