@@ -39,7 +39,7 @@ void time_mix(Ops& ops, const TimeMixWeights& w, const Batch& batch, const TimeM
                                           {gate_down, &w.g2, g},
                                           {value_down, &w.v2, value_gate}}};
   if (!given.projections_known) ops.linear(std::span(first).first(first_block ? 6 : 7));
-  const std::span<const LinearCall> up = std::span(second).first(first_block ? 3 : 4);
+  ops.linear(std::span(second).first(first_block ? 3 : 4));
 
   const View decay_factor = real(C), removal = real(C), replacement = real(C), read = real_unless(given.read);
   // Otherwise in place. The first block's v is not changed.
@@ -87,12 +87,11 @@ void time_mix(Ops& ops, const TimeMixWeights& w, const Batch& batch, const TimeM
                           .eps = kGroupNormEps,
                           .y = gated};
   if (keep) {  // which needs what a step does not leave behind
-    ops.linear(up);
     ops.wkv7_operands(operands);
     if (!given.mixing_known) ops.wkv7(recurrence);
     ops.wkv7_output(output);
   } else {
-    ops.wkv7_step({up, operands, recurrence, output});
+    ops.wkv7_step({operands, recurrence, output});
   }
   if (residual) ops.linear({.x = gated, .w = &w.output, .y = residual, .add = true});
   if (keep) {

@@ -34,7 +34,6 @@ void Ops::norm_shift(const NormShift& call) {
 }
 
 void Ops::wkv7_step(const Wkv7Step& call) {
-  if (!call.products.empty()) linear(call.products);
   wkv7_operands(call.operands);
   wkv7(call.recurrence);
   wkv7_output(call.output);

@@ -104,12 +104,10 @@ struct NormShift {
   std::span<const View> y;
 };
 
-/// linear() of the products, wkv7_operands(), wkv7() and wkv7_output(), one after another. What each hands on
-/// to the next (the products' y, w, k_out, v_out, a, b and the recurrence's y) is room for temporaries and
-/// holds anything afterwards; only a v_out that is v where there is no value_gate (the first block) stays
-/// what it is.
+/// wkv7_operands(), wkv7() and wkv7_output(), one after another. What the first two hand on to the next (w,
+/// k_out, v_out, a, b and the recurrence's y) is room for temporaries and holds anything afterwards; only a
+/// v_out that is v where there is no value_gate (the first block) stays what it is.
 struct Wkv7Step {
-  std::span<const LinearCall> products;  ///< into decay, rate, value_gate and g
   Wkv7Operands operands;
   Wkv7Call recurrence;
   Wkv7Output output;

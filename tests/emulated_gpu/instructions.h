@@ -115,12 +115,6 @@ void copy_async_wait() {}
 inline float exp2_fast(float x) { return exp2f(x); }
 inline uint4 load_once(const uint4* p) { return *p; }
 inline void prefetch_l2(const void*) {}
-/// Reads, so that sanitizers see addresses that are wrong.
-inline void prefetch_bulk_l2(const void* p, uint32_t bytes) {
-  const volatile unsigned char* const at = static_cast<const unsigned char*>(p);
-  if (reinterpret_cast<uintptr_t>(p) % 16 != 0 || bytes % 16 != 0) __builtin_trap();
-  if (bytes > 0) static_cast<void>(at[0]), static_cast<void>(at[bytes - 1]);
-}
 inline uint32_t pack_bf16(float low, float high) {
   const auto one = [](float x) {
     const uint32_t u = __float_as_uint(x);

@@ -117,7 +117,7 @@ void few_rows(Gpu& gpu, std::span<const FewRowsCall> calls) {
   if (fits_tensor(calls[0])) return few_rows_tensor(gpu, calls);
   with_unit(calls[0].w->type, [&](auto unit) {
     using Unit = decltype(unit);
-    for_launches(gpu, calls, Unit::kElements, [&](FewRowsJobs& jobs) {
+    for_launches(calls, Unit::kElements, [&](FewRowsJobs& jobs) {
       if (calls[0].x.dtype() == DType::bf16) {
         // Others are for tensor cores.
         if constexpr (Unit::kElements == 8) start<Unit, Bf16>(gpu, jobs);

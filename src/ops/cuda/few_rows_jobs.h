@@ -4,7 +4,6 @@
 #include <span>
 
 #include "ops/cuda/activation.h"
-#include "ops/cuda/ahead.h"
 #include "ops/cuda/kernel.h"
 #include "ops/cuda/matrix.h"
 #include "ops/cuda/weight_units.h"
@@ -32,19 +31,6 @@ __device__ __forceinline__ void store_result(const Result& to, int64_t at, float
   }
 }
 
-/// By the first warp of each block.
-__device__ __forceinline__ void fetch_ahead(const Ahead& ahead, int block, int blocks) {
-  constexpr uint32_t kPiece = 4096;
-  if (threadIdx.x >= 32) return;
-  const uint32_t lane = static_cast<uint32_t>(block) * 32 + threadIdx.x;
-  for (int i = 0; i < ahead.count; ++i) {
-    const Ahead::Range range = ahead.of[i];
-    for (uint32_t at = lane * kPiece; at < range.bytes; at += static_cast<uint32_t>(blocks) * 32 * kPiece) {
-      prefetch_bulk_l2(range.at + at, min(kPiece, range.bytes - at));
-    }
-  }
-}
-
 struct FewRowsJob {
   WeightRows w;
   const void* x;  // [R, in]
@@ -53,11 +39,9 @@ struct FewRowsJob {
   int first_block;
   int splits;  // warps that share a tile
   bool constant;
-  RowsAhead rows_ahead;
 };
 struct FewRowsJobs {
   int count, rows, blocks;
-  Ahead ahead;
   FewRowsJob of[kFewRowsJobs];
 
   __device__ __forceinline__ const FewRowsJob& of_block(int block) const {
@@ -69,20 +53,15 @@ struct FewRowsJobs {
 
 __device__ __forceinline__ void store_result(const FewRowsJob& job, int row, int output, float sum) {
   store_result(job.result, static_cast<int64_t>(row) * job.out + output, sum);
-  const RowsAhead& ahead = job.rows_ahead;
-  if (ahead.body != nullptr && from_float<Bf16>(activate(job.result.activation, sum)).bits << 1 != 0) {
-    prefetch_bulk_l2(ahead.body + static_cast<int64_t>(output) * ahead.row_bytes, ahead.row_bytes);
-  }
 }
 
 /// `each` gets the jobs of one launch after another; `unit` elements are loaded at once.
 template <typename Each>
-void for_launches(Gpu& gpu, std::span<const FewRowsCall> calls, int unit, const Each& each) {
+void for_launches(std::span<const FewRowsCall> calls, int unit, const Each& each) {
   for (size_t first = 0; first < calls.size(); first += kFewRowsJobs) {
     FewRowsJobs jobs{};
     jobs.rows = static_cast<int>(calls[0].x.dim(0));
     jobs.count = static_cast<int>(std::min<size_t>(kFewRowsJobs, calls.size() - first));
-    jobs.ahead = gpu.reading_order().next(calls.subspan(first, static_cast<size_t>(jobs.count)));
     for (int i = 0; i < jobs.count; ++i) {
       const FewRowsCall& call = calls[first + static_cast<size_t>(i)];
       const GpuMatrix& m = *call.w;
@@ -94,8 +73,7 @@ void for_launches(Gpu& gpu, std::span<const FewRowsCall> calls, int unit, const 
                     .units = static_cast<int>(m.in) / unit,
                     .first_block = 0,
                     .splits = 1,
-                    .constant = m.constant,
-                    .rows_ahead = gpu.reading_order().rows_behind(call)};
+                    .constant = m.constant};
     }
     each(jobs);
   }

@@ -1,6 +1,5 @@
 #include <algorithm>
 
-#include "ops/cuda/ahead.h"
 #include "ops/cuda/few_rows_jobs.h"
 #include "ops/cuda/types.h"
 
@@ -51,7 +50,7 @@ __device__ __forceinline__ void add_parts(const float* sums, int rows, int parts
 template <int Sets>
 __global__ void __launch_bounds__(kThreads, 2)
     sparse_tensor_kernel(const Bf16* w, const Bf16* x, int rows, int in, int out, int inputs, float* sums,
-                         int32_t* tickets, Result result, const __grid_constant__ Ahead ahead) {
+                         int32_t* tickets, Result result) {
   __shared__ uint4 memory[kSharedBytes<Sets> / 16];
   __shared__ int2 place_pairs[kMostInputs / 2];
   __shared__ int counts[kThreads / 32];
@@ -136,8 +135,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int a = 0; a < kAhead; ++a) {
     if (split + a * kSplits < steps) load(under_way[a], split + a * kSplits);
   }
-  fetch_ahead(ahead, static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x),
-              static_cast<int>(gridDim.x * gridDim.y));
   // Rows behind the last repeat it and are not stored.
   const uint16_t* row0 = values + min(g, rows - 1) * kValues + 2 * t;
   const uint16_t* row8 = values + min(g + 8, rows - 1) * kValues + 2 * t;
@@ -219,7 +216,7 @@ void few_rows_sparse_tensor(Gpu& gpu, const FewRowsCall& call) {
   launch(gpu, grid, rows <= 8 ? sparse_tensor_kernel<1> : sparse_tensor_kernel<2>,
          static_cast<const Bf16*>(m.body), pointer<Bf16>(call.x), static_cast<int>(rows),
          static_cast<int>(m.in), static_cast<int>(m.out), inputs, sums.as<float>(), gpu.tickets(across),
-         result_of(call), gpu.reading_order().next(std::span(&call, 1)));
+         result_of(call));
 }
 
 }  // namespace rwkvx::cuda

@@ -56,7 +56,6 @@ __global__ void __launch_bounds__(32 * kWarps, 2)
 #pragma unroll
   for (int a = 0; a < kAhead; ++a) units[a][0].clear(), units[a][1].clear();
   share.load(units, t);
-  if (block + static_cast<int>(gridDim.x) >= jobs.blocks) fetch_ahead(jobs.ahead, blockIdx.x, gridDim.x);
   wait_for_previous_kernel();
 
   while (true) {
@@ -102,7 +101,6 @@ __global__ void __launch_bounds__(32 * kWarps, 2)
     if (more) {
       share = Share(jobs, block, warp, g);
       share.load(units, t);
-      if (block + static_cast<int>(gridDim.x) >= jobs.blocks) fetch_ahead(jobs.ahead, blockIdx.x, gridDim.x);
     }
     // Two buffers: a barrier later, everybody has read what was put into the other.
     auto& partial = partials[turn];
@@ -145,7 +143,7 @@ void start(Gpu& gpu, FewRowsJobs& jobs) {
 void few_rows_tensor(Gpu& gpu, std::span<const FewRowsCall> calls) {
   with_tensor_unit(calls[0].w->type, [&](auto unit) {
     using Unit = decltype(unit);
-    for_launches(gpu, calls, Unit::kElements, [&](FewRowsJobs& jobs) { start<Unit>(gpu, jobs); });
+    for_launches(calls, Unit::kElements, [&](FewRowsJobs& jobs) { start<Unit>(gpu, jobs); });
   });
 }
 

@@ -4,7 +4,6 @@
 
 #include "base/assert.h"
 #include "base/error.h"
-#include "ops/cuda/ahead.h"
 #include "ops/cuda/kernels.h"
 
 namespace rwkvx::cuda {
@@ -79,8 +78,7 @@ Gpu::Gpu(int device)
     : device_(device),
       stream_{stream_on(device)},
       allocator_(stream_.handle, recording_),
-      scratch_(allocator_),
-      reading_order_(std::make_shared<ReadingOrder>()) {
+      scratch_(allocator_) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, device_), "asking what the GPU is");
   multiprocessors_ = properties.multiProcessorCount;

@@ -34,7 +34,6 @@ class GpuAllocator final : public Allocator {
 };
 
 struct CannotRecord {};
-class ReadingOrder;
 
 class Gpu {
  public:
@@ -73,8 +72,6 @@ class Gpu {
   void play(void* recording);
   bool recording() const { return recording_; }
 
-  /// What the products of a recording read, one after another.
-  ReadingOrder& reading_order() { return *reading_order_; }
   /// What products keep for this GPU.
   std::shared_ptr<void>& multiplier_state() { return multiplier_state_; }
 
@@ -107,7 +104,6 @@ class Gpu {
   Buffer tables_, tickets_;
   size_t tables_used_ = 0;
   std::shared_ptr<void> multiplier_state_;
-  std::shared_ptr<ReadingOrder> reading_order_;
 };
 
 /// kernel<<<grid>>>(arguments…) in the GPU's stream, as a programmatic dependent launch: the kernel may start

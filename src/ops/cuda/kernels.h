@@ -26,7 +26,7 @@ void wkv7_output(Gpu& gpu, const Wkv7Output& call);
 // wkv7.cu
 void wkv7(Gpu& gpu, const Wkv7Call& call, Precision precision);
 
-// norm_shift.cu and wkv7_step.cu
+// fused.cu
 void norm_shift(Gpu& gpu, const NormShift& call);
 void wkv7_step(Gpu& gpu, const Wkv7Step& call, Precision precision);
 

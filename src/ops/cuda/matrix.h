@@ -28,30 +28,6 @@ inline const GpuMatrix& gpu_matrix(const Matrix& matrix) {
   return *static_cast<const GpuMatrix*>(matrix.prepared.get());
 }
 
-struct WeightRow {
-  const uint8_t* body;
-  const uint16_t* scales;
-};
-
-/// Where row `o` lies.
-struct WeightRows {
-  const uint8_t* body;
-  const uint16_t* scales;
-  int64_t row_bytes, row_scales;
-  __device__ __forceinline__ WeightRow row(int64_t o) const {
-    return {body + o * row_bytes, scales + o * row_scales};
-  }
-};
-
-/// Rows [out], not input_major.
-inline WeightRows weight_rows(const GpuMatrix& m) {
-  const DTypeInfo& type = info(m.type);
-  const int64_t blocks = m.in / type.block_elements;
-  const bool split = m.scales != nullptr;
-  return {static_cast<const uint8_t*>(m.body), m.scales, blocks * (type.block_bytes - (split ? 2 : 0)),
-          split ? blocks : 0};
-}
-
 /// The whole matrix as float32, bfloat16 (rounded), or the difference between it and its first `part`
 /// bfloat16 parts, rounded to bfloat16: of float16 two parts are the number, of float32 three. `to` [out,
 /// in], or [in, out] if input_major.

@@ -24,16 +24,6 @@ class Recorder {
   bool running_;
 };
 
-/// Forgets what was learned or followed, whatever happens in between.
-struct Reading {
-  explicit Reading(Gpu& gpu) : order(gpu.reading_order()) {}
-  Reading(const Reading&) = delete;
-  Reading& operator=(const Reading&) = delete;
-  ~Reading() { order.forget(); }
-
-  ReadingOrder& order;
-};
-
 }  // namespace
 
 void Recordings::run(Gpu& gpu, uint64_t key, const std::function<void()>& work) {
@@ -45,30 +35,21 @@ void Recordings::run(Gpu& gpu, uint64_t key, const std::function<void()>& work) 
       all_.clear();
       all_.try_emplace(key);
     }
-    const Reading reading(gpu);
-    reading.order.learn();
-    work();
-    all_[key].reads = reading.order.learned();
-    return;
+    return work();
   }
   Recording& recording = entry->second;
-  const auto again = [&] {
-    const Reading reading(gpu);
-    reading.order.follow(recording.reads);
-    work();
-  };
   if (recording.possible && !recording.made) {
     try {
       Recorder recorder(gpu);
       if (recorder.running()) {
-        again();
+        work();
         recording.made = recorder.finish();
       }
     } catch (const CannotRecord&) {
     }
     recording.possible = recording.made != nullptr;
   }
-  if (!recording.made) return again();
+  if (!recording.made) return work();
   gpu.play(recording.made.get());
 }
 

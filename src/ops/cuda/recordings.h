@@ -5,7 +5,7 @@
 #include <memory>
 #include <unordered_map>
 
-#include "ops/cuda/ahead.h"
+#include "ops/cuda/gpu.h"
 
 namespace rwkvx::cuda {
 
@@ -18,7 +18,6 @@ class Recordings {
  private:
   struct Recording {
     bool possible = true;
-    ReadingOrder::Launches reads;  // of the first time
     std::shared_ptr<void> made;
   };
   std::unordered_map<uint64_t, Recording> all_;

@@ -9,6 +9,11 @@
 /// layouts are those of GpuMatrix.
 namespace rwkvx::cuda {
 
+struct WeightRow {
+  const uint8_t* body;
+  const uint16_t* scales;
+};
+
 __device__ __forceinline__ uint4 load_quad(const uint8_t* p) {
   return load_once(reinterpret_cast<const uint4*>(p));
 }
@@ -208,6 +213,25 @@ void with_unit(DType type, const Call& call) {
     default:
       RWKVX_ASSERT(!"a type that prepare() takes");
   }
+}
+
+/// Where row `o` lies.
+struct WeightRows {
+  const uint8_t* body;
+  const uint16_t* scales;
+  int64_t row_bytes, row_scales;
+  __device__ __forceinline__ WeightRow row(int64_t o) const {
+    return {body + o * row_bytes, scales + o * row_scales};
+  }
+};
+
+/// Rows [out], not input_major.
+inline WeightRows weight_rows(const GpuMatrix& m) {
+  const DTypeInfo& type = info(m.type);
+  const int64_t blocks = m.in / type.block_elements;
+  const bool split = m.scales != nullptr;
+  return {static_cast<const uint8_t*>(m.body), m.scales, blocks * (type.block_bytes - (split ? 2 : 0)),
+          split ? blocks : 0};
 }
 
 }  // namespace rwkvx::cuda

@@ -122,14 +122,6 @@ __device__ __forceinline__ uint4 load_once(const uint4* p) {
 __device__ __forceinline__ void prefetch_l2(const void* p) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
-/// `bytes` from p, both multiples of 16, into the cache that all multiprocessors share, in the background.
-__device__ __forceinline__ void prefetch_bulk_l2(const void* p, uint32_t bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes));
-#else
-  for (uint32_t at = 0; at < bytes; at += 128) prefetch_l2(static_cast<const uint8_t*>(p) + at);
-#endif
-}
 /// Two bfloat16, rounded to nearest even.
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   uint32_t r;
@@ -261,19 +253,11 @@ __device__ __forceinline__ uint32_t pick_bytes(uint32_t low, uint32_t high, uint
 
 /// As load_once() if valid, else v stays: never a branch.
 __device__ __forceinline__ void load_once_if(uint4& v, const void* p, bool valid) {
-#if defined(RWKVX_EVICT_FIRST)
-  asm volatile(
-      "{\n.reg .pred q;\nsetp.ne.s32 q, %5, 0;\n"
-      "@q ld.global.nc.L1::no_allocate.L2::cache_hint.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4], %6;\n}"
-      : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
-      : "l"(p), "r"(static_cast<int>(valid)), "l"(0x12F0000000000000ull));
-#else
   asm volatile(
       "{\n.reg .pred q;\nsetp.ne.s32 q, %5, 0;\n"
       "@q ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];\n}"
       : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
       : "l"(p), "r"(static_cast<int>(valid)));
-#endif
 }
 /// What never changes and other lanes or warps read too.
 __device__ __forceinline__ void load_reused_if(uint4& v, const void* p, bool valid) {

@@ -1,39 +1,124 @@
-#include <array>
-#include <cstdlib>
-#include <optional>
-#include <type_traits>
-
+#include "base/assert.h"
 #include "ops/cuda/kernel.h"
 #include "ops/cuda/kernels.h"
-#include "ops/cuda/low_rank.h"
-#include "ops/cuda/matrix.h"
 #include "ops/cuda/time_mix_parts.h"
 #include "ops/cuda/types.h"
 #include "ops/cuda/wkv7_sequences.h"
 
-/// A token of the WKV-7 recurrence and all around it in one kernel: with few rows a kernel costs what it
-/// takes to start.
+/// Operations in one kernel that others take several for: with few rows a kernel costs what it takes to
+/// start.
 namespace rwkvx::cuda {
 namespace {
+
+constexpr int kMostMixes = 6;  // of a time mix; a channel mix has one
+constexpr int kMostThreads = 1024;
+constexpr int64_t kMostWidth = 4 * kMostThreads;  // of a row, which lies in a block's registers
+
+struct NormShiftArguments {
+  const float *x, *gain, *bias, *mix;
+  float eps;
+  int width;
+  float* normed;  // or null
+  void* y[kMostMixes];
+};
+
+__device__ __forceinline__ float4 load4_or_zero(const float* p, bool valid) {
+  return valid ? load4(p) : make_float4(0, 0, 0, 0);
+}
+__device__ __forceinline__ float4 shifted(float4 now, float4 before, float4 share) {
+  return make_float4(now.x + (before.x - now.x) * share.x, now.y + (before.y - now.y) * share.y,
+                     now.z + (before.z - now.z) * share.z, now.w + (before.w - now.w) * share.w);
+}
+
+/// What all rows of a block's thread need, four channels of each.
+struct Norm {
+  float4 gain, bias;
+  float width, eps;
+};
+/// Four channels of a row, normalised; the block's threads have the others. As layer_norm().
+__device__ __forceinline__ float4 normalised(float4 v, bool valid, const Norm& norm, float* scratch) {
+  const float mean = block_sum((v.x + v.y) + (v.z + v.w), scratch) / norm.width;
+  const float a = v.x - mean, b = v.y - mean, c = v.z - mean, d = v.w - mean;
+  const float squares = valid ? (a * a + b * b) + (c * c + d * d) : 0.0f;
+  const float scale = 1.0f / sqrtf(block_sum(squares, scratch) / norm.width + norm.eps);
+  return make_float4(a * scale * norm.gain.x + norm.bias.x, b * scale * norm.gain.y + norm.bias.y,
+                     c * scale * norm.gain.z + norm.bias.z, d * scale * norm.gain.w + norm.bias.w);
+}
+
+/// A block for each `rows_of_block` rows, a thread for each four channels. The block that has a sequence's
+/// first row alone reads its `last`, and writes it: with the row itself, or where that is another block's
+/// with a norm computed twice. So is that of the row before a block's first.
+template <int kMixes, typename Y>
+__global__ void __launch_bounds__(kMostThreads)
+    norm_shift_kernel(const __grid_constant__ NormShiftArguments op,
+                      const __grid_constant__ Sequences sequences, int rows_of_block) {
+  __shared__ float scratch[32];
+  allow_next_kernel();
+  const int c = 4 * static_cast<int>(threadIdx.x);
+  const bool valid = c < op.width;
+  if (valid && blockIdx.x == 0) {  // the caches may have lost them since the last token
+    prefetch_l2(op.gain + c);
+    prefetch_l2(op.bias + c);
+    for (int m = 0; m < kMixes; ++m) prefetch_l2(op.mix + m * op.width + c);
+  }
+  const int64_t end = sequences.offsets[sequences.count];
+  const int64_t first = sequences.offsets[0] + static_cast<int64_t>(blockIdx.x) * rows_of_block;
+  const int64_t stop = min(first + rows_of_block, end);
+  int s = 0;
+  while (first >= sequences.offsets[s + 1]) ++s;
+  if (valid && first == sequences.offsets[s]) prefetch_l2(static_cast<float*>(sequences.states[s]) + c);
+  wait_for_previous_kernel();
+
+  const float* const x = op.x + c;
+  float4 next = load4_or_zero(x + first * op.width, valid);
+  const Norm norm{load4_or_zero(op.gain + c, valid), load4_or_zero(op.bias + c, valid),
+                  static_cast<float>(op.width), op.eps};
+  float4 shares[kMixes];
+#pragma unroll
+  for (int m = 0; m < kMixes; ++m) shares[m] = load4_or_zero(op.mix + m * op.width + c, valid);
+
+  float4 before = make_float4(0, 0, 0, 0);
+  if (first > sequences.offsets[s]) {
+    before = normalised(load4_or_zero(x + (first - 1) * op.width, valid), valid, norm, scratch);
+  }
+  for (int64_t row = first; row < stop; ++row) {
+    if (row == sequences.offsets[s + 1]) ++s;
+    float* const last = static_cast<float*>(sequences.states[s]) + c;
+    const int64_t last_row = sequences.offsets[s + 1] - 1;
+    if (row == sequences.offsets[s]) before = load4_or_zero(last, valid);
+    const float4 given = next;
+    if (row + 1 < stop) next = load4_or_zero(x + (row + 1) * op.width, valid);
+    const float4 now = normalised(given, valid, norm, scratch);
+    if (valid) {
+      const int64_t at = row * op.width + c;
+#pragma unroll
+      for (int m = 0; m < kMixes; ++m) {
+        store4(static_cast<Y*>(op.y[m]) + at, shifted(now, before, shares[m]));
+      }
+      if (op.normed != nullptr) store4(op.normed + at, now);
+    }
+    if (row == sequences.offsets[s] && last_row >= stop) {
+      const float4 kept = normalised(load4_or_zero(x + last_row * op.width, valid), valid, norm, scratch);
+      if (valid) store4(last, kept);
+    } else if (row == last_row && sequences.offsets[s] >= first) {
+      if (valid) store4(last, now);
+    }
+    before = now;
+  }
+}
 
 /// A step of the recurrence and what stands around it. Of a head's state [64, 64] a thread has 4 columns of 4
 /// rows: half a warp has whole rows, the block all of them.
 constexpr int kStepThreads = 256;
 constexpr int kLanes = 16;  // of a row
 
-/// The pointers of a Wkv7Step. decay, rate, value_gate and g are null where their products are made here.
+/// The pointers of a Wkv7Step.
 struct StepArguments {
   const float *r, *decay, *rate, *value_gate, *k, *v, *v_first, *g;
   const float *w0, *a0, *v0, *k_k, *k_a, *r_k, *gain, *bias;
   const uint8_t* reset;  // [R] or null
   float eps;
   void* y;
-  LowRank low_rank;
-};
-
-/// Of a head of a row, [64] each.
-struct Projections {
-  const float *decay, *rate, *value_gate, *g;
 };
 
 /// What a head's threads tell each other, [64] each.
@@ -56,13 +141,13 @@ __device__ __forceinline__ float half_warp_sum(float x) {
 }
 
 /// As operands_kernel of time_mix.cu for one head, whose first channel is `head`: three warps share the work.
-__device__ __forceinline__ void step_operands(const StepArguments& op, const Projections& given, int64_t row,
-                                              int head, int stride, int warp, StepShared& to) {
+__device__ __forceinline__ void step_operands(const StepArguments& op, int64_t row, int head, int stride,
+                                              int warp, StepShared& to) {
   const int i = static_cast<int>(threadIdx.x) % 32, c = head + 2 * i;
   const int64_t at = row * stride + c;
   if (warp == 0) {
     const float2 k = load2(op.k + at), k_k = load2(op.k_k + c), k_a = load2(op.k_a + c),
-                 a0 = load2(op.a0 + c), rate_in = load2(given.rate + 2 * i);
+                 a0 = load2(op.a0 + c), rate_in = load2(op.rate + at);
     const float2 raw = make_float2(k.x * k_k.x, k.y * k_k.y);
     const float norm = fmaxf(sqrtf(warp_sum(raw.x * raw.x + raw.y * raw.y)), 1e-12f);
     const float2 kappa = make_float2(raw.x / norm, raw.y / norm);
@@ -71,13 +156,12 @@ __device__ __forceinline__ void step_operands(const StepArguments& op, const Pro
     store_pair(to.b, i, kappa.x * rate.x, kappa.y * rate.y);
     store_pair(to.k, i, k.x * (1.0f + (rate.x - 1.0f) * k_a.x), k.y * (1.0f + (rate.y - 1.0f) * k_a.y));
   } else if (warp == 1) {
-    const float2 w0 = load2(op.w0 + c), decay = load2(given.decay + 2 * i);
+    const float2 w0 = load2(op.w0 + c), decay = load2(op.decay + at);
     store_pair(to.w, i, expf(-kDecay * sigmoid(w0.x + decay.x)), expf(-kDecay * sigmoid(w0.y + decay.y)));
   } else if (warp == 2) {
     float2 v = load2(op.v + at);
-    if (op.v0 != nullptr) {
-      const float2 first = load2(op.v_first + at), v0 = load2(op.v0 + c),
-                   gate = load2(given.value_gate + 2 * i);
+    if (op.value_gate != nullptr) {
+      const float2 first = load2(op.v_first + at), v0 = load2(op.v0 + c), gate = load2(op.value_gate + at);
       v.x += (first.x - v.x) * sigmoid(v0.x + gate.x);
       v.y += (first.y - v.y) * sigmoid(v0.y + gate.y);
     }
@@ -86,12 +170,11 @@ __device__ __forceinline__ void step_operands(const StepArguments& op, const Pro
 }
 
 /// A block for each head (x) and sequence (y), whose only row it is.
-template <typename Y, bool kLowRank>
+template <typename Y>
 __global__ void __launch_bounds__(kStepThreads)
     step_kernel(const __grid_constant__ StepArguments op, const __grid_constant__ Sequences sequences,
                 int stride) {
   __shared__ StepShared shared;
-  __shared__ std::conditional_t<kLowRank, LowRankProducts::Shared, int> low_rank;
   allow_next_kernel();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes, group = thread / kLanes;
   const int head = static_cast<int>(blockIdx.x) * kHead;  // its first channel
@@ -100,11 +183,6 @@ __global__ void __launch_bounds__(kStepThreads)
       static_cast<float*>(sequences.states[blockIdx.y]) + static_cast<int64_t>(head) * kHead;
   // Into the cache that all share, which is safe while others write: 32 bytes at a time.
   for (int i = thread; i < kStateElements / 8; i += kStepThreads) prefetch_l2(states + 8 * i);
-  LowRankProducts products(op.low_rank);
-  if constexpr (kLowRank) {
-    if (!op.low_rank.constant) wait_for_previous_kernel();
-    products.load(head, low_rank);
-  }
   wait_for_previous_kernel();
 
   float* const state = states + 4 * group * kHead + 4 * lane;
@@ -115,22 +193,11 @@ __global__ void __launch_bounds__(kStepThreads)
   const int64_t at = row * stride + c;
   const float4 r = load4(op.r + at);
   const float kept = op.reset != nullptr && op.reset[row] != 0 ? 0.0f : 1.0f;
-  const int64_t first = row * stride + head;
-  Projections given;
-  if constexpr (kLowRank) {
-    products.load_inputs(row, low_rank);
-    __syncthreads();
-    products.multiply(low_rank);
-    given = {low_rank.sums[0], low_rank.sums[1], low_rank.sums[2], low_rank.sums[3]};
-  } else {
-    given = {op.decay + first, op.rate + first, op.value_gate == nullptr ? nullptr : op.value_gate + first,
-             op.g + first};
-  }
-  step_operands(op, given, row, head, stride, thread / 32, shared);
+  step_operands(op, row, head, stride, thread / 32, shared);
   const bool writes = thread < 32;  // the first warp
   float4 g, r_k, gain, bias;
   if (writes) {
-    g = load4(given.g + 4 * lane);
+    g = load4(op.g + at);
     r_k = load4(op.r_k + c);
     gain = load4(op.gain + c);
     bias = load4(op.bias + c);
@@ -172,51 +239,43 @@ __global__ void __launch_bounds__(kStepThreads)
 
 const float* real(const ConstView& view) { return view ? view.as<float>() : nullptr; }
 
-bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
-/// The products of a call if a step can make them itself; else nothing.
-std::optional<LowRank> low_rank_of(const Wkv7Step& call) {
-  const Wkv7Operands& in = call.operands;
-  const std::array<ConstView, LowRank::kMost> to{in.decay, in.rate, in.value_gate, call.output.g};
-  if (const char* off = std::getenv("RWKVX_LOWRANK"); off && *off == '0') return {};
-  LowRank all{};
-  all.constant = true;
-  int steps = 0;
-  size_t found = 0;
-  for (const LinearCall& product : call.products) {
-    const GpuMatrix& m = gpu_matrix(*product.w);
-    const bool fits = m.type == DType::bf16 && product.x.dtype() == DType::bf16 && !m.input_major &&
-                      m.in % 8 == 0 && aligned(m.body) && aligned(product.x.data()) && !product.add &&
-                      product.activation == Activation::none;
-    if (!fits) return {};
-    for (size_t i = 0; i < to.size(); ++i) {
-      if (!to[i] || to[i].data() != product.y.data()) continue;
-      const int own = static_cast<int>((m.in + 31) / 32);
-      all.of[i] = {static_cast<const Bf16*>(m.body), pointer<Bf16>(product.x), static_cast<int>(m.in), own};
-      steps += own;
-      ++found;
-    }
-    all.constant = all.constant && m.constant;
-  }
-  const size_t wanted = in.value_gate ? 4 : 3;
-  if (found != wanted || call.products.size() != wanted || steps > LowRank::kMostSteps) return {};
-  return all;
-}
-
-/// Each block reads the weights of its head: worth it for so many sequences.
-constexpr size_t kMostSequencesOfProducts = 2;
-
 }  // namespace
+
+void norm_shift(Gpu& gpu, const NormShift& call) {
+  const int64_t width = call.x.dim(1);
+  if (width > kMostWidth || (call.y.size() != 1 && call.y.size() != kMostMixes)) {
+    layer_norm(gpu, call.x, call.gain, call.bias, call.eps, call.normed);
+    return token_shift(gpu, call.normed, call.mix, call.offsets, call.last, call.y);
+  }
+  RWKVX_ASSERT(width % 4 == 0);
+  NormShiftArguments op{real(call.x),
+                        real(call.gain),
+                        real(call.bias),
+                        real(call.mix),
+                        call.eps,
+                        static_cast<int>(width),
+                        call.normed_needed ? call.normed.as<float>() : nullptr,
+                        {}};
+  for (size_t m = 0; m < call.y.size(); ++m) op.y[m] = call.y[m].data();
+  const unsigned threads = 32 * blocks_for(width, 4 * 32);
+  for_groups(call.offsets, call.last, [&](const Sequences& group, size_t) {
+    const int64_t rows = group.offsets[group.count] - group.offsets[0];
+    // Few rows: a block for each. Many: blocks of several, which also compute the norm of the row before
+    // theirs.
+    const int64_t rows_of_block = std::clamp<int64_t>(rows / (8 * gpu.multiprocessors()), 1, 16);
+    const Grid grid{blocks_for(rows, rows_of_block), threads};
+    with_real_or_bf16(call.y[0], [&](auto* to) {
+      using Y = std::remove_pointer_t<decltype(to)>;
+      const auto kernel = call.y.size() == 1 ? norm_shift_kernel<1, Y> : norm_shift_kernel<kMostMixes, Y>;
+      launch(gpu, grid, kernel, op, group, static_cast<int>(rows_of_block));
+    });
+  });
+}
 
 void wkv7_step(Gpu& gpu, const Wkv7Step& call, Precision precision) {
   const Wkv7Operands& in = call.operands;
   const std::span<const int64_t> offsets = call.recurrence.offsets;
-  const bool single_rows =
-      offsets.back() + 1 == static_cast<int64_t>(offsets.size()) && !call.recurrence.kept;
-  std::optional<LowRank> products;
-  if (single_rows && call.recurrence.states.size() <= kMostSequencesOfProducts) products = low_rank_of(call);
-  if (!products && !call.products.empty()) linear(gpu, call.products);
-  if (!single_rows) {
+  if (offsets.back() + 1 != static_cast<int64_t>(offsets.size()) || call.recurrence.kept) {
     wkv7_operands(gpu, in);
     wkv7(gpu, call.recurrence, precision);
     return wkv7_output(gpu, call.output);
@@ -240,15 +299,12 @@ void wkv7_step(Gpu& gpu, const Wkv7Step& call, Precision precision) {
                    real(call.output.bias),
                    nullptr,
                    call.output.eps,
-                   call.output.y.data(),
-                   products.value_or(LowRank{})};
+                   call.output.y.data()};
   if (!in.reset.empty()) op.reset = gpu.table(in.reset);
   for_groups(offsets, call.recurrence.states, [&](const Sequences& group, size_t) {
     const dim3 blocks(static_cast<unsigned>(width / kHead), static_cast<unsigned>(group.count));
     with_real_or_bf16(call.output.y, [&](auto* to) {
-      using Y = std::remove_pointer_t<decltype(to)>;
-      launch(gpu, {blocks, kStepThreads}, products ? step_kernel<Y, true> : step_kernel<Y, false>, op, group,
-             width);
+      launch(gpu, {blocks, kStepThreads}, step_kernel<std::remove_pointer_t<decltype(to)>>, op, group, width);
     });
   });
 }
