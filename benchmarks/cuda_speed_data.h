@@ -100,7 +100,6 @@ inline void append_random(Ops& ops, RandomData& data, std::span<KvStore> stores,
   data.fill(k, 1);
   data.fill(v, 1);
   for (KvStore& store : stores) {
-    store.reserve(tokens);
     for (int64_t done = 0; done < tokens; done += rows) {
       const int64_t n = std::min(rows, tokens - done);
       store.extend(n);

@@ -26,6 +26,7 @@ struct BenchModel {
   int64_t layers = 32, sparse_blocks = 8, channels = 2560, vocab = 65536, chunk = 2048, top_k = 3;
   int64_t segment = 0;
   double kv_gb = 48;
+  KvOptions kv;  // where keys and values lie
 
   int64_t ffn() const { return 4 * channels; }
   ModelConfig config(int64_t with_layers, int64_t with_sparse, int64_t with_channels) const {
@@ -241,7 +242,7 @@ struct ModelSpeed {
   }
 
   KvOptions kv_for(const ModelConfig& config, int64_t tokens) const {
-    KvOptions kv;
+    KvOptions kv = sizes.kv;
     const DType usual = ops.precision() == Precision::bf16 ? DType::bf16 : ops.real();
     const double bytes = 2 * static_cast<double>(bytes_of(usual, config.channels)) *
                          static_cast<double>(tokens * config.sparse_blocks);
@@ -267,6 +268,7 @@ struct ModelSpeed {
     const KvOptions kv = kv_for(config, T);
     Fields fields = fields_of(one, "prompt");
     fields.number("context", T).number("segment", sizes.segment).text("kv", name(*kv.dtype));
+    fields.text("kv_policy", kv.policy_text());
     const double ratio = before.tokens > 0 ? static_cast<double>(T) / static_cast<double>(before.tokens) : 1;
     const double expected = 1.2 * ratio * before.seconds;
     if (!meter.fits(fields, expected + 0.5)) return;
@@ -295,6 +297,7 @@ struct ModelSpeed {
     const KvOptions kv = kv_for(config, T * batch);
     Fields fields = fields_of(one, "decode");
     fields.number("context", T).number("batch", batch).text("kv", name(*kv.dtype));
+    fields.text("kv_policy", kv.policy_text());
     if (!meter.fits(fields, 2)) return;
     std::vector<State> states;
     double more = 0;  // bytes of states and keys that a step reads and writes

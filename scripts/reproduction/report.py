@@ -160,14 +160,19 @@ def ablations(results):
     def head(columns):
         return [f"{titles[task]}, {tables.size(length)}" for task, length in columns]
 
+    def section(title, about, columns, rows, missing):
+        """Variations are many, and a run need not have all: those it has as a table, the others by name."""
+        text = f"### {title}\n\n{about}\n\n" + (table(["", *columns], rows) if rows else MISSING)
+        parts.append(text + (f"\n\nNot run: {'; '.join(missing)}." if rows and missing else ""))
+
     for group in spec["groups"]:
         columns, rows = results.ablations(group)
-        parts.append(f"### {group['title']}\n\n{group['about']}\n\n" +
-                     table(["", "seeds", *head(columns), "bits per byte"],
-                           [[name, str(seeds) if seeds else MISSING, *cells] for name, seeds, cells in rows]))
+        section(group["title"], group["about"], ["seeds", *head(columns), "bits per byte"],
+                [[name, str(seeds), *cells] for name, seeds, cells in rows if seeds], [name for name, seeds, _ in rows if not seeds])
     columns, rows = results.inference()
-    parts.append(f"### At inference\n\nThe model `{results.plan.recipe['shipped']}` as it is, run differently:\n\n" +
-                 table(["", *head(columns)], [[name, *cells] for name, cells in rows]))
+    section("At inference", f"The model `{results.plan.recipe['shipped']}` as it is, run differently:", head(columns),
+            [[name, *cells] for name, cells in rows if set(cells) != {MISSING}],
+            [name for name, cells in rows if set(cells) == {MISSING}])
     return "\n\n".join(parts)
 
 

@@ -68,7 +68,8 @@ void add_kv_options(CLI::App& app, RunOptions& options) {
   app.add_option_function<std::string>(
          "--kv",
          [&options](const std::string& text) { as_usage([&] { parse_kv_policy(text, options.kv); }); },
-         "What sparse attention remembers: full; disk[:FOLDER], the same in a temporary file; or "
+         "What sparse attention remembers: full; host[:GB], the same in the host's memory, with copies of "
+         "what is read often in so many GB of the GPU's (2); disk[:FOLDER], in a temporary file; or "
          "bounded[:MAX,WINDOW,MIN[,RULE]]: when MAX tokens are stored keep MIN (20000,2000,16000): the last "
          "WINDOW, and of the others by RULE those that the window looked at (votes), those unlike the rest "
          "(keys), or half by each (both, the default)")

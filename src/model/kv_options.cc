@@ -10,15 +10,25 @@ namespace rwkvx {
 namespace {
 
 constexpr std::string_view kForms =
-    "full, disk[:FOLDER] or bounded[:MAX,WINDOW,MIN[,RULE]], RULE one of both, votes and keys";
+    "full, host[:GB], disk[:FOLDER] or bounded[:MAX,WINDOW,MIN[,RULE]], RULE one of both, votes and keys";
 constexpr std::array kRules{KvRule::both, KvRule::votes, KvRule::keys};
 /// Token numbers inside a bounded store fit float32 and int32.
 constexpr int64_t kMostTokens = int64_t{1} << 24;
+
+/// Gigabytes of a GPU.
+constexpr double kMostNear = 10'000;
 
 bool parse_whole(std::string_view text, int64_t& number) {
   const char* const last = text.data() + text.size();
   const auto [end, error] = std::from_chars(text.data(), last, number);
   return error == std::errc() && end == last;
+}
+
+/// A number of no more than kMostNear, which may be 0.
+bool parse_gigabytes(std::string_view text, double& number) {
+  const char* const last = text.data() + text.size();
+  const auto [end, error] = std::from_chars(text.data(), last, number);
+  return error == std::errc() && end == last && number >= 0 && number <= kMostNear;
 }
 
 }  // namespace
@@ -27,6 +37,8 @@ std::string_view name(KvPolicy policy) {
   switch (policy) {
     case KvPolicy::full:
       return "full";
+    case KvPolicy::host:
+      return "host";
     case KvPolicy::disk:
       return "disk";
     case KvPolicy::bounded:
@@ -72,6 +84,8 @@ std::string KvOptions::policy_text() const {
   switch (policy) {
     case KvPolicy::full:
       return "full";
+    case KvPolicy::host:
+      return fmt::format("host:{}", near_gb);
     case KvPolicy::disk:
       return folder.empty() ? "disk" : "disk:" + folder.string();
     case KvPolicy::bounded:
@@ -118,6 +132,10 @@ void parse_kv_policy(std::string_view text, KvOptions& options) {
   const auto wrong = [&]() { fail("--kv {}: expected {}", printable(text), kForms); };
   if (policy == "full" && !more) {
     options.policy = KvPolicy::full;
+    return;
+  }
+  if (policy == "host" && (!more || parse_gigabytes(rest, options.near_gb))) {
+    options.policy = KvPolicy::host;
     return;
   }
   if (policy == "disk" && (!more || !rest.empty())) {

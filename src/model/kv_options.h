@@ -13,6 +13,7 @@ namespace rwkvx {
 /// What a KV store keeps of a long sequence, and where.
 enum class KvPolicy {
   full,     ///< everything, in memory
+  host,     ///< everything, in the host's memory: a GPU holds what is read and written most
   disk,     ///< everything, in a temporary file: memory stays constant
   bounded,  ///< what recent queries looked at: memory and time stay constant
 };
@@ -38,6 +39,8 @@ struct KvOptions {
   /// f32, bf16 or i8; nothing: what the backend computes in.
   std::optional<DType> dtype;
   Path folder;  ///< of `disk`'s file; empty: temporary_folder()
+  /// Of `host`: 10⁹ bytes of a GPU's memory for copies of chunks that were read lately, for a whole sequence.
+  double near_gb = 2;
 
   // `bounded`: when `max` tokens are stored, `min` stay: the last `window`, and of those before the ones that
   // `rule` puts first. The numbers are RWKV-X's.
@@ -53,13 +56,14 @@ struct KvOptions {
   int64_t part_of(int64_t chunk_size) const {
     return selection == Selection::max && part < chunk_size ? part : 0;
   }
-  /// "full", "disk:/tmp", "bounded:20000,2000,16000", "bounded:20000,2000,16000,votes".
+  /// "full", "host:2", "disk:/tmp", "bounded:20000,2000,16000", "bounded:20000,2000,16000,votes".
   std::string policy_text() const;
   /// "mean", "max:64", "full".
   std::string selection_text() const;
 };
 
-/// full | disk[:FOLDER] | bounded[:MAX,WINDOW,MIN[,RULE]]. Errors: anything else, bounds that leave no room.
+/// full | host[:GB] | disk[:FOLDER] | bounded[:MAX,WINDOW,MIN[,RULE]]. Errors: anything else, bounds that
+/// leave no room.
 void parse_kv_policy(std::string_view text, KvOptions& options);
 /// mean | max[:TOKENS] | full. Errors: anything else.
 void parse_selection(std::string_view text, KvOptions& options);

@@ -4,7 +4,11 @@
 
 namespace rwkvx {
 
-KvMemory::KvMemory(const KvOptions& options, Ops& ops) : memory_(&ops.allocator()) {
+KvMemory::KvMemory(const KvOptions& options, Ops& ops, int64_t stores) : memory_(&ops.allocator()) {
+  if (options.policy == KvPolicy::host && &ops.host_memory() != memory_) {
+    host_ = &ops.host_memory();
+    near_bytes_ = static_cast<uint64_t>(1e9 * options.near_gb / static_cast<double>(stores));
+  }
   if (options.policy != KvPolicy::disk) return;
   file_.emplace(options.folder.empty() ? temporary_folder() : options.folder);
   observer_.file = &*file_;
@@ -21,11 +25,11 @@ KvStore::KvStore(int64_t heads, int64_t chunk_size, int64_t block, const KvOptio
   if (options.policy == KvPolicy::bounded) bound_.emplace(options, heads, block, ops);
 }
 
-std::shared_ptr<KvStore::Page> KvStore::new_page() const {
+std::shared_ptr<KvStore::Page> KvStore::new_page(Allocator& rows) const {
   const auto bytes = static_cast<int64_t>(token_bytes()) * chunk_size_;
   auto page = std::make_shared<Page>();
   page->memory = memory_;
-  page->rows = Buffer(DType::u8, {bytes}, memory_->pages());
+  page->rows = Buffer(DType::u8, {bytes}, rows);
   page->key_sums = Buffer(ops_->real(), {heads_, kHeadSize}, ops_->allocator());
   if (part_ > 0) {
     page->part_sums = Buffer(ops_->real(), {heads_, chunk_size_ / part_, kHeadSize}, ops_->allocator());
@@ -53,7 +57,7 @@ void KvStore::point_at(size_t index) {
 }
 
 void KvStore::append_page() {
-  auto page = new_page();
+  auto page = new_page(memory_->pages());
   for (auto* pointers : {&keys_, &values_, &key_sums_, &part_sums_}) pointers->reserve(pages_.size() + 1);
   for (auto* pointers : {&key_scales_, &value_scales_}) pointers->reserve(pages_.size() + 1);
   pages_.push_back(std::move(page));
@@ -64,19 +68,20 @@ void KvStore::append_page() {
   point_at(pages_.size() - 1);
 }
 
+std::shared_ptr<KvStore::Page> KvStore::copy_of(const Page& from, Allocator& rows) const {
+  auto page = new_page(rows);
+  const auto copy = [&](const Buffer& old, Buffer& own) {
+    if (own) ops_->copy(old.view().data(), own.view().data(), own.view().bytes());
+  };
+  copy(from.rows, page->rows);
+  copy(from.key_sums, page->key_sums);
+  copy(from.part_sums, page->part_sums);
+  return page;
+}
+
 void KvStore::own_page(size_t index, bool copy) {
   if (pages_[index].use_count() == 1) return;
-  auto page = new_page();
-  if (copy) {
-    const Page& shared = *pages_[index];
-    ops_->copy(shared.rows.view().data(), page->rows.view().data(), shared.rows.view().bytes());
-    ops_->copy(shared.key_sums.view().data(), page->key_sums.view().data(), shared.key_sums.view().bytes());
-    if (part_ > 0) {
-      ops_->copy(shared.part_sums.view().data(), page->part_sums.view().data(),
-                 shared.part_sums.view().bytes());
-    }
-  }
-  pages_[index] = std::move(page);
+  pages_[index] = copy ? copy_of(*pages_[index], memory_->pages()) : new_page(memory_->pages());
   point_at(index);
 }
 
@@ -84,7 +89,24 @@ int64_t KvStore::room() const {
   return bound_ ? bound_->max() - length_ : std::numeric_limits<int64_t>::max() - length_;
 }
 
+void KvStore::settle() {
+  Allocator* const to = memory_->full_pages();
+  if (to == nullptr) return;
+  for (const auto full = static_cast<size_t>(length_ / chunk_size_); settled_ < full; ++settled_) {
+    std::shared_ptr<Page>& page = pages_[settled_];
+    if (page.use_count() == 1) {
+      Buffer rows(DType::u8, page->rows.view().shape(), *to);
+      ops_->copy(page->rows.view().data(), rows.view().data(), rows.view().bytes());
+      page->rows = std::move(rows);
+    } else {
+      page = copy_of(*page, *to);
+    }
+    point_at(settled_);
+  }
+}
+
 void KvStore::reserve(int64_t tokens) {
+  settle();
   const size_t needed = pages_for(length_ + std::min(tokens, room()));
   while (pages_.size() < needed) append_page();
   // All that is written to, and when a bounded store drops tokens all of it.
@@ -118,6 +140,8 @@ KvChunks KvStore::chunks() const {
   kv.part_sums = std::span(part_sums_).first(part_ > 0 ? used : 0);
   kv.observer = memory_->observer();
   kv.derived = &derived_.of;
+  kv.far = static_cast<int64_t>(settled_);
+  kv.near_bytes = memory_->near_bytes();
   return kv;
 }
 
@@ -134,6 +158,7 @@ void KvStore::observe(ConstView q) {
 
 void KvStore::clear() {
   length_ = 0;
+  settled_ = 0;
   derived_.of.reset();
   pages_.clear();
   for (auto* pointers : {&keys_, &values_, &key_sums_, &part_sums_}) pointers->clear();

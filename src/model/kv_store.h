@@ -15,9 +15,13 @@ namespace rwkvx {
 /// Where the pages of a state's KV stores lie; they keep it alive. A state and its forks share one.
 class KvMemory {
  public:
-  /// Errors: those of FileAllocator.
-  KvMemory(const KvOptions& options, Ops& ops);
+  /// Of `stores` stores. Errors: those of FileAllocator.
+  KvMemory(const KvOptions& options, Ops& ops, int64_t stores = 1);
   Allocator& pages() { return file_ ? static_cast<Allocator&>(*file_) : *memory_; }
+  /// Where pages go once they are full; null: they stay.
+  Allocator* full_pages() { return host_; }
+  /// For copies of full pages of one store, near to what reads them.
+  uint64_t near_bytes() const { return near_bytes_; }
   FileAllocator* file() { return file_ ? &*file_ : nullptr; }
   ReadObserver* observer() { return file_ ? &observer_ : nullptr; }
 
@@ -31,6 +35,8 @@ class KvMemory {
     }
   };
   Allocator* memory_;
+  Allocator* host_ = nullptr;
+  uint64_t near_bytes_ = 0;
   std::optional<FileAllocator> file_;
   Observer observer_;
 };
@@ -94,8 +100,11 @@ class KvStore {
     }
     Derived& operator=(Derived&&) = default;
   };
-  std::shared_ptr<Page> new_page() const;
+  std::shared_ptr<Page> new_page(Allocator& rows) const;
   void append_page();
+  std::shared_ptr<Page> copy_of(const Page& page, Allocator& rows) const;
+  /// Moves full pages to where they belong.
+  void settle();
   /// The page is this store's alone; what it holds stays only if `copy`.
   void own_page(size_t index, bool copy);
   void point_at(size_t index);
@@ -109,6 +118,7 @@ class KvStore {
   std::shared_ptr<KvMemory> memory_;
   std::optional<KvBound> bound_;
   int64_t length_ = 0;
+  size_t settled_ = 0;                        // pages that lie where full ones belong
   std::vector<std::shared_ptr<Page>> pages_;  // may be more than are used
   std::vector<void*> keys_, values_, key_sums_, part_sums_;
   std::vector<float*> key_scales_, value_scales_;  // i8 only

@@ -31,8 +31,9 @@ Model::Model(std::shared_ptr<const Checkpoint> checkpoint, std::shared_ptr<Ops> 
   order_ = block_order(config());
   kv_.check(config().chunk_size);
   if (kv_.policy == KvPolicy::disk && !ops_->reads_host_memory()) {
-    fail("--kv disk does not go with --device {}, which reads no mapped files; use --kv full or bounded",
-         ops_->name());
+    fail(
+        "--kv disk does not go with --device {}, which reads no mapped files; use --kv host, full or bounded",
+        ops_->name());
   }
 }
 

@@ -13,7 +13,7 @@ void State::reset() {
   recurrent_ = Buffer(ops_->real(), {elements}, ops_->allocator());
   kv_.clear();
   if (config_.sparse_blocks == 0) return;
-  const auto memory = std::make_shared<KvMemory>(options_, *ops_);
+  const auto memory = std::make_shared<KvMemory>(options_, *ops_, config_.sparse_blocks);
   for (int64_t j = 0; j < config_.sparse_blocks; ++j) {
     kv_.emplace_back(config_.heads(), config_.chunk_size, j, options_, memory, *ops_);
   }

@@ -15,6 +15,7 @@ class ForwardingOps : public Ops {
   std::string_view name() const override { return to_->name(); }
   Precision precision() const override { return to_->precision(); }
   Allocator& allocator() override { return to_->allocator(); }
+  Allocator& host_memory() override { return to_->host_memory(); }
   DType active() const override { return to_->active(); }
   using Ops::prepare;
   Matrix prepare(ConstView weight, bool sparse_input) override { return to_->prepare(weight, sparse_input); }

@@ -151,6 +151,10 @@ struct KvChunks {
   ReadObserver* observer = nullptr;  ///< told by chunk_attention; may be null
   std::unique_ptr<KvDerived>* derived =
       nullptr;  ///< for chunk_attention to keep beside the store; may be null
+  /// The keys and values of the first `far` chunks, all full, lie in Ops::host_memory(). Of what is read of
+  /// them, copies of up to `near_bytes` may be kept in `derived`.
+  int64_t far = 0;
+  uint64_t near_bytes = 0;
 };
 
 /// Top-k chunk attention (MoBA, arXiv 2502.13189, as trained by RWKV-X, arXiv 2504.21463). The rows of
@@ -199,6 +203,8 @@ class Ops {
   virtual std::string_view name() const = 0;
   virtual Precision precision() const = 0;
   virtual Allocator& allocator() = 0;
+  /// Of the host, which kernels read and write too, if slowly: for what does not fit into allocator()'s.
+  virtual Allocator& host_memory() { return allocator(); }
   /// Whether kernels read any memory of the host, mapped files too.
   virtual bool reads_host_memory() const { return true; }
   virtual int threads() const { return 1; }  ///< of the host, that it computes with

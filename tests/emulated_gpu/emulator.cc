@@ -267,7 +267,8 @@ cudaError_t cudaGetDeviceCount(int* count) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   *properties = {};
   std::snprintf(properties->name, sizeof properties->name, "emulated");
-  properties->totalGlobalMem = size_t{1} << 34;
+  // So little that what is cut to fit into memory is cut here too.
+  properties->totalGlobalMem = size_t{1} << 22;
   properties->multiProcessorCount = 4;
   properties->major = 9;
   properties->sharedMemPerBlockOptin = 227 * 1024;

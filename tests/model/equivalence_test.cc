@@ -266,6 +266,9 @@ std::vector<Case> cases() {
       all.push_back({"rwkvx", backend, Precision::f32, kv, DType::i8});
     }
     all.push_back({"rwkvx", backend, Precision::f32, on_gpu ? "full" : "disk", DType::bf16});
+    // Near: nothing, and a little more than twice what a token sees, which is the least.
+    all.push_back({"rwkvx", backend, Precision::f32, "host:0"});
+    if (on_gpu) all.push_back({"rwkvx", backend, Precision::bf16, "host:4e-5", DType::bf16});
     for (const char* select : {"max:2", "full"}) {
       all.push_back({"rwkvx", backend, Precision::f32, "full", {}, select});
       all.push_back({"rwkvx", backend, Precision::f32, "bounded:30,7,20", {}, select});

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <numeric>
 #include <random>
 
@@ -295,8 +296,9 @@ TEST_F(BoundedStoreTest, BlocksDoTheirWorkAtDifferentTokens) {
   EXPECT_TRUE(std::adjacent_find(max.begin(), max.end()) == max.end());
 }
 
-TEST(KvOptionsTest, BoundsAreReadAsTheyAreWritten) {
-  for (const char* text : {"bounded:100,20,50", "bounded:100,20,50,votes", "bounded:100,20,50,keys"}) {
+TEST(KvOptionsTest, PoliciesAreReadAsTheyAreWritten) {
+  for (const char* text : {"full", "disk:/tmp", "host:2", "host:0", "host:0.5", "bounded:100,20,50",
+                           "bounded:100,20,50,votes", "bounded:100,20,50,keys"}) {
     KvOptions options;
     parse_kv_policy(text, options);
     EXPECT_EQ(options.policy_text(), text);
@@ -304,6 +306,9 @@ TEST(KvOptionsTest, BoundsAreReadAsTheyAreWritten) {
   KvOptions options;
   parse_kv_policy("bounded:100,20,50,both", options);
   EXPECT_EQ(options.policy_text(), "bounded:100,20,50");
+  options = {};
+  parse_kv_policy("host", options);
+  EXPECT_EQ(options.policy_text(), "host:2");
 }
 
 TEST(KvOptionsTest, BoundsThatLeaveNoRoom) {
@@ -315,17 +320,121 @@ TEST(KvOptionsTest, BoundsThatLeaveNoRoom) {
   expect_refused("bounded:100,20,90", "at least MIN + WINDOW");
   expect_refused("bounded:100,0,50", "at least 1 token");
   expect_refused("bounded:100000000,10,50", "at most");
-  for (const char* text :
-       {"", "fuller", "full:", "disk:", "bounded:", "bounded:1", "bounded:1,2", "bounded:1,2,3,4",
-        "bounded:a,b,c", "bounded:100,20,50x", "bounded:100,20,50,", "bounded:100,20,50,vote",
-        "bounded:100,20,50,votes,", "bounded:99999999999999999999,1,2"}) {
-    expect_refused(text, "expected full, disk[:FOLDER] or bounded[:MAX,WINDOW,MIN[,RULE]]");
+  for (const char* text : {"",
+                           "fuller",
+                           "full:",
+                           "host:",
+                           "host:x",
+                           "host:-1",
+                           "host:1e9",
+                           "host:nan",
+                           "host:2x",
+                           "disk:",
+                           "bounded:",
+                           "bounded:1",
+                           "bounded:1,2",
+                           "bounded:1,2,3,4",
+                           "bounded:a,b,c",
+                           "bounded:100,20,50x",
+                           "bounded:100,20,50,",
+                           "bounded:100,20,50,vote",
+                           "bounded:100,20,50,votes,",
+                           "bounded:99999999999999999999,1,2"}) {
+    expect_refused(text, "expected full, host[:GB], disk[:FOLDER] or bounded[:MAX,WINDOW,MIN[,RULE]]");
   }
   for (const char* text : {"", "max:", "max:0", "max:-1", "max:x", "maximum", "ma"}) {
     KvOptions options;
     EXPECT_THAT([&] { parse_selection(text, options); }, ThrowsMessage<Error>(HasSubstr("expected mean")))
         << text;
   }
+}
+
+/// Memory that says what it holds.
+class KnownMemory final : public Allocator {
+ public:
+  void* allocate(size_t bytes) override {
+    void* const block = host_allocator().allocate(bytes);
+    blocks_.emplace(static_cast<std::byte*>(block), bytes);
+    return block;
+  }
+  void release(void* block, size_t bytes) noexcept override {
+    blocks_.erase(static_cast<std::byte*>(block));
+    host_allocator().release(block, bytes);
+  }
+  bool holds(const void* p) const {
+    const auto next = blocks_.upper_bound(static_cast<const std::byte*>(p));
+    if (next == blocks_.begin()) return false;
+    const auto [block, bytes] = *std::prev(next);
+    return p < block + bytes;
+  }
+  size_t blocks() const { return blocks_.size(); }
+
+ private:
+  std::map<const std::byte*, size_t> blocks_;
+};
+
+class FarOps final : public ForwardingOps {
+ public:
+  explicit FarOps(KnownMemory& far) : ForwardingOps(make_ops({"cpu", Precision::f32, 1})), far_(far) {}
+  Allocator& host_memory() override { return far_; }
+
+ private:
+  KnownMemory& far_;
+};
+
+TEST(KvHostTest, FullPagesMoveAndKeepWhatTheyHold) {
+  KnownMemory far;
+  FarOps ops(far);
+  KvOptions options;
+  parse_kv_policy("host:1e-6", options);
+  {
+    KvStore store(2, 4, 0, options, std::make_shared<KvMemory>(options, ops, 2), ops);
+    int64_t next = 0;
+    const auto append = [&](KvStore& to, int64_t tokens) {
+      Buffer rows(DType::f32, {tokens, 2 * kHeadSize});
+      for (int64_t i = 0; i < rows.view().elements(); ++i) {
+        const int64_t token = next + i / (2 * kHeadSize);
+        rows.as<float>()[i] = static_cast<float>(token);
+      }
+      to.extend(tokens);
+      const KvChunks kv = to.chunks();
+      ops.kv_append(rows, rows, std::array<int64_t, 2>{0, tokens}, std::span(&kv, 1));
+    };
+    /// The tokens that a store holds, by its keys and values, and where its pages are.
+    const auto expect_tokens = [&](const KvStore& of, const std::vector<float>& tokens, int64_t pages_far) {
+      const KvChunks kv = of.chunks();
+      EXPECT_EQ(kv.far, pages_far);
+      EXPECT_EQ(kv.near_bytes, 500u);
+      ASSERT_EQ(kv.length, static_cast<int64_t>(tokens.size()));
+      for (size_t t = 0; t < tokens.size(); ++t) {
+        for (const auto& pages : {kv.keys, kv.values}) {
+          EXPECT_EQ(static_cast<const float*>(pages[t / 4])[t % 4 * kHeadSize], tokens[t]);
+          EXPECT_EQ(far.holds(pages[t / 4]), static_cast<int64_t>(t / 4) < pages_far) << "token " << t;
+        }
+      }
+    };
+    append(store, 10);
+    expect_tokens(store, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}, 0);
+    next = 10;
+    append(store, 1);  // makes room first, and then moves what is full
+    expect_tokens(store, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, 2);
+    next = 11;
+    append(store, 1);
+    KvStore fork = store;  // shares its third page, full now
+    next = 12;
+    append(store, 1);
+    next = 20;
+    append(fork, 2);
+    expect_tokens(store, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, 3);
+    expect_tokens(fork, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 20, 21}, 3);
+    EXPECT_EQ(far.blocks(), 4u);  // two are shared
+    store.clear();
+    EXPECT_EQ(store.chunks().far, 0);
+    next = 0;
+    append(store, 3);
+    expect_tokens(store, {0, 1, 2}, 0);
+  }
+  EXPECT_EQ(far.blocks(), 0u);
 }
 
 /// Copies of a state share its file, and each takes pages of its own when it goes on.

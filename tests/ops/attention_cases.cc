@@ -47,6 +47,55 @@ struct Attention final : OpCase {
   }
 };
 
+/// Chunks behind the first rows are far (KvChunks::far), with room near for `near` of each head. Several
+/// calls, each with other queries, as tokens ask one after another: what is near changes on the way.
+struct FarAttention final : OpCase {
+  static constexpr int kCalls = 5;
+  int64_t heads, chunk_size, top_k;
+  std::vector<int64_t> offsets, lengths;  // of each sequence
+  DType dtype;
+  int64_t near;
+  FarAttention(int64_t h, int64_t b, int64_t k, std::vector<int64_t> o, std::vector<int64_t> l, DType d,
+               int64_t n)
+      : heads(h), chunk_size(b), top_k(k), offsets(std::move(o)), lengths(std::move(l)), dtype(d), near(n) {}
+  std::string describe() const override {
+    return fmt::format("chunk_attention of far chunks H={} B={} top_k={} offsets {} lengths {} {} near {}",
+                       heads, chunk_size, top_k, offsets, lengths, name(dtype), near);
+  }
+  void run(Run& run) const override {
+    const Shape all{offsets.back(), heads * N};
+    std::list<KvPages> stores;
+    std::vector<std::unique_ptr<KvDerived>> derived(lengths.size());
+    std::vector<KvChunks> kv;
+    for (size_t s = 0; s < lengths.size(); ++s) {
+      stores.push_back(KvPages::filled(run, std::to_string(s), heads, chunk_size, lengths[s], dtype, 0));
+      KvChunks one = stores.back().at(lengths[s]);
+      one.far = (lengths[s] - (offsets[s + 1] - offsets[s])) / chunk_size;
+      const int64_t scales = dtype == DType::i8 ? 2 * 4 * chunk_size : 0;
+      const int64_t slot = 2 * static_cast<int64_t>(bytes_of(dtype, chunk_size * N)) + scales;
+      one.near_bytes = static_cast<uint64_t>(near * heads * ((slot + 15) / 16 * 16));
+      one.derived = &derived[s];
+      kv.push_back(one);
+    }
+    for (int i = 0; i < kCalls; ++i) {
+      ChunkAttention call;
+      call.q = run.input(fmt::format("q{}", i), kReal, all, grid(0.125, 2));
+      call.offsets = offsets;
+      call.kv = kv;
+      call.top_k = top_k;
+      call.y = run.output(fmt::format("y{}", i), kActive, all);
+      run.ops().chunk_attention(call);
+    }
+  }
+  Tolerance tolerance(const Run& reference, const std::string& output) const override {
+    return attention_tolerance(reference, reference.max_norm("q" + output.substr(1), N), 14, 6,
+                               top_k * chunk_size);
+  }
+  double norm_bound(const Run& reference, const std::string& output) const override {
+    return reference.rounds_attention() ? kBf16 / 2 : OpCase::norm_bound(reference, output);
+  }
+};
+
 }  // namespace
 
 Cases chunk_attention_cases(Precision precision) {
@@ -74,6 +123,25 @@ Cases chunk_attention_cases(Precision precision) {
   add(3, 16, 3, {0, 1, 2, 40, 47}, {65, 1, 70, 50});
   add(2, 16, 3, {0, 60, 61, 130}, {90, 1, 200});  // several sequences, enough rows for the ways of many
   add(12, 64, 4, {0, 1, 2}, {300, 64});
+  using Numbers = std::vector<int64_t>;
+  for (const DType dtype : {DType::f32, DType::bf16, DType::i8}) {
+    const auto far = [&](int64_t heads, int64_t chunk, int64_t top_k, Numbers offsets, Numbers lengths,
+                         int64_t near) {
+      cases.push_back(std::make_unique<FarAttention>(heads, chunk, top_k, offsets, lengths, dtype, near));
+    };
+    // Single rows: no room, too little, just enough, for all; fewer chunks than a row may see.
+    for (const int64_t near : {0, 3, 4, 6, 40}) far(2, 16, 3, {0, 1}, {200}, near);
+    far(2, 16, 3, {0, 1}, {33}, 40);
+    far(2, 16, 3, {0, 1}, {16}, 40);
+    far(3, 7, 4, {0, 1, 2, 3}, {100, 5, 61}, 9);
+    far(1, 16, 100, {0, 1}, {300}, 40);  // all there are
+    // Several rows, and a mixture.
+    far(2, 16, 3, {0, 5}, {200}, 40);
+    far(2, 16, 3, {0, 1, 4, 5}, {200, 80, 40}, 40);
+    far(2, 64, 3, {0, 100}, {500}, 40);
+    far(3, 64, 3, {0, 60, 61, 190}, {290, 65, 400}, 8);
+    far(2, 64, 9, {0, 100}, {400}, 40);
+  }
   for (const int64_t part : {1, 4, 8}) {
     for (const int64_t rows : {1, 3, 20, 40}) {
       cases.push_back(std::make_unique<Attention>(2, 16, 3, std::vector<int64_t>{0, rows},

@@ -292,8 +292,8 @@ class ReportTest(Temporary):
         self.assertIn("| as in the recipe | 2 | 50 (0 – 100) | 4.5000 (4.0000 – 5.0000) |", text)
         self.assertIn("|  | seeds | in noise, 256 | bits per byte |", text)
         self.assertIn("| alignment as it is | 1 | 100 | not run |", text)
-        self.assertIn("| copied outputs | not run | not run | not run |", text)
-        self.assertIn("|  | in noise, 512 |\n|---|---|\n| as trained | not run |\n| bounded 300 | 100 |", text)
+        self.assertIn("Not run: two stages, without LongCE; copied outputs.", text)
+        self.assertIn("|  | in noise, 512 |\n|---|---|\n| bounded 300 | 100 |\n\nNot run: as trained.", text)
         self.assertIn("Trained on 1 texts, 2.0 MB: one. Held out: third.", text)
         picture = "images/reproduction/passkey-noise-noise.svg"
         self.assertIn(picture, text)

@@ -1,8 +1,11 @@
 #include <algorithm>
+#include <array>
 
 #include "base/assert.h"
+#include "ops/cuda/attention_near.h"
 #include "ops/cuda/attention_parts.h"
 #include "ops/cuda/kernels.h"
+#include "ops/cuda/kv_pages.h"
 
 namespace rwkvx::cuda {
 namespace {
@@ -11,13 +14,14 @@ constexpr int64_t kFewRows = 16;                   // of a sequence: taken one b
 constexpr int64_t kMostRows = 131072;              // of a launch
 constexpr int64_t kMostChosen = int64_t{1} << 26;  // numbers kept between kernels
 
-/// Rows of the call as pieces of at most `rows` in a launch.
+/// Rows of the call as pieces of at most `rows` in a launch, and their sequences.
 template <typename Each>
 void for_pieces(Gpu& gpu, const ChunkAttention& call, int64_t rows, const Each& each) {
   Pieces pieces;
+  std::array<size_t, kSequences> sequences{};
   int64_t room = rows;
   const auto flush = [&] {
-    if (pieces.count > 0) each(pieces);
+    if (pieces.count > 0) each(pieces, std::span(sequences).first(static_cast<size_t>(pieces.count)));
     pieces.count = 0;
     room = rows;
   };
@@ -25,6 +29,7 @@ void for_pieces(Gpu& gpu, const ChunkAttention& call, int64_t rows, const Each& 
     const Kv kv = on_gpu(gpu, call.kv[s]);
     for (int64_t row = call.offsets[s]; row < call.offsets[s + 1];) {
       if (room == 0 || pieces.count == kSequences) flush();
+      sequences[static_cast<size_t>(pieces.count)] = s;
       Piece& piece = pieces.of[pieces.count++];
       piece.kv = kv;
       piece.row = row;
@@ -38,6 +43,23 @@ void for_pieces(Gpu& gpu, const ChunkAttention& call, int64_t rows, const Each& 
   flush();
 }
 
+/// Few rows: what was chosen of far chunks comes near first.
+void attend_by_row(Gpu& gpu, const ChunkAttention& call, const Pieces& pieces,
+                   std::span<const size_t> sequences, Attend a, DType kv) {
+  const AttendByRow rows(gpu, pieces, a, kv);
+  rows.choose(a);
+  if (a.chosen != nullptr && a.top > 0) {
+    std::array<NearChunks::Slots, kSequences> slots{};
+    for (size_t p = 0; p < sequences.size(); ++p) {
+      const KvChunks& store = call.kv[sequences[p]];
+      if (store.far == 0 || pieces.of[p].rows != 1) continue;
+      if (BesideStore* const kept = beside(store)) slots[p] = kept->near.slots(gpu, store, a.heads, a.top);
+    }
+    bring_near(gpu, pieces, a, std::span(slots).first(sequences.size()), kv);
+  }
+  rows.attend(a);
+}
+
 }  // namespace
 
 void chunk_attention(Gpu& gpu, const ChunkAttention& call, Precision precision) {
@@ -46,17 +68,20 @@ void chunk_attention(Gpu& gpu, const ChunkAttention& call, Precision precision) 
   const int64_t heads = call.q.dim(1) / kHeadSize;
   const DType kv = call.kv[0].dtype;
   int64_t most_chunks = 1;
+  bool far = false;
   for (const KvChunks& one : call.kv) {
     RWKVX_ASSERT(one.dtype == kv);
     most_chunks = std::max(most_chunks, static_cast<int64_t>(one.keys.size()));
+    far = far || one.far > 0;
   }
   const int64_t top = std::min(call.top_k, most_chunks) - 1;
   const bool choosing = call.top_k < most_chunks;
   const int64_t rows =
       std::clamp<int64_t>(choosing ? kMostChosen / (heads * top + 1) : kMostRows, 1, kMostRows);
-  for_pieces(gpu, call, rows, [&](Pieces& pieces) {
+  for_pieces(gpu, call, rows, [&](Pieces& pieces, std::span<const size_t> sequences) {
     const Arena::Scope scope(gpu.scratch());
     const int64_t first = pieces.first_row(), width = heads * kHeadSize;
+    const bool few = pieces.rows() <= kFewRows * pieces.count;
     Attend a{};
     a.q = call.q.as<float>() + first * width;
     a.heads = static_cast<int32_t>(heads);
@@ -67,16 +92,15 @@ void chunk_attention(Gpu& gpu, const ChunkAttention& call, Precision precision) 
     if (call.chosen && call.top_k > 1) {
       a.stride = call.top_k - 1;
       a.chosen = call.chosen.as<int32_t>() + first * heads * a.stride;
-    } else if (choosing && top > 0) {
+    } else if ((choosing || (far && few)) && top > 0) {
       a.stride = top;
       a.chosen = gpu.scratch().take(DType::i32, {pieces.rows(), heads, top}).as<int32_t>();
     }
-    const bool many = pieces.rows() > kFewRows * pieces.count;
-    if (many && precision == Precision::bf16 && can_attend_by_chunk(pieces, kv)) {
+    if (!few && precision == Precision::bf16 && can_attend_by_chunk(pieces, kv)) {
       choose_chunks(gpu, pieces, a);
       attend_by_chunk(gpu, pieces, a, kv);
     } else {
-      attend_by_row(gpu, pieces, a, kv);
+      attend_by_row(gpu, call, pieces, sequences, a, kv);
     }
   });
 }

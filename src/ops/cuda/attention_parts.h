@@ -40,6 +40,12 @@ __device__ __forceinline__ const Piece& piece_of_row(const Pieces& pieces, int64
   return pieces.of[s];
 }
 
+/// Where a head's rows of a chunk lie: keys [B, N], values [B, N], and of i8 their scales [B].
+struct HeadRows {
+  const void *keys, *values;
+  const float *key_scales, *value_scales;
+};
+
 /// Everything the kernels read and write; rows count from the first of the launch.
 struct Attend {
   const float* q;  // [R, C]
@@ -47,8 +53,10 @@ struct Attend {
   int32_t top;      // earlier chunks that a row sees, at most
   int32_t* chosen;  // [R, H, stride], or null: nobody wants it
   int64_t stride;   // ≥ top where a piece is not dense
-  float* lse;       // [R, H] or null
-  void* y;          // [R, C]
+  // [R, H, stride] or null: copies of the chosen chunks; keys are null where there is none
+  const HeadRows* near;
+  float* lse;  // [R, H] or null
+  void* y;     // [R, C]
   bool y_bf16;
 };
 
@@ -69,7 +77,21 @@ void choose_chunks(Gpu& gpu, const Pieces& pieces, const Attend& a);
 void attend_by_chunk(Gpu& gpu, Pieces& pieces, const Attend& a, DType kv);
 bool can_attend_by_chunk(const Pieces& pieces, DType kv);
 
-/// Chooses and attends, each row and head by itself, in float32, from whatever type: for few rows.
-void attend_by_row(Gpu& gpu, const Pieces& pieces, const Attend& a, DType kv);
+/// Attends to what a.chosen says, each row and head by itself, in float32, from whatever type: for few rows.
+/// How the work is split has to be known before chunks are chosen.
+class AttendByRow {
+ public:
+  AttendByRow(Gpu& gpu, const Pieces& pieces, const Attend& a, DType kv);
+  /// Writes a.chosen, where anybody wants it.
+  void choose(const Attend& a) const;
+  void attend(const Attend& a) const;
+
+ private:
+  Gpu& gpu_;
+  const Pieces& pieces_;
+  DType kv_;
+  int64_t all_, share_, splits_;
+  int32_t* tickets_;
+};
 
 }  // namespace rwkvx::cuda

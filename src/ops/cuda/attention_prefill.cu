@@ -1,6 +1,7 @@
 #include "base/assert.h"
 #include "ops/cuda/attention_flash.h"
 #include "ops/cuda/attention_hopper.h"
+#include "ops/cuda/attention_near.h"
 
 /// Chunk attention of many rows: keys and values are read by chunk, for all rows that see it.
 namespace rwkvx::cuda {
@@ -374,7 +375,7 @@ int64_t most_parts(const Gpu& gpu) {
 }
 
 template <typename Way>
-void attend(Gpu& gpu, Pieces& pieces, const Attend& a) {
+void attend(Gpu& gpu, Pieces& pieces, const Attend& a, DType kv) {
   const int64_t rows = pieces.rows();
   int32_t tiles = 0, lists = 0;
   bool sparse = false;
@@ -396,6 +397,8 @@ void attend(Gpu& gpu, Pieces& pieces, const Attend& a) {
   }
 
   const Arena::Scope scope(gpu.scratch());
+  Staging staging(gpu, pieces, heads, kv);
+  heads = staging.heads();
   Slice slice{};
   slice.chunks = lists;
   int32_t* counts = nullptr;  // [H, lists]
@@ -416,6 +419,7 @@ void attend(Gpu& gpu, Pieces& pieces, const Attend& a) {
   for (int32_t first = 0; first < a.heads; first += slice.heads) {
     slice.first_head = first;
     slice.heads = static_cast<int32_t>(std::min<int64_t>(heads, a.heads - first));
+    const Pieces near = staging.bring(first, slice.heads);
     if (sparse) {
       slice.lists = counts + static_cast<int64_t>(first) * lists;
       const Grid lists_grid{blocks_for(slice.choices, kBlockChoices) * static_cast<unsigned>(slice.heads),
@@ -424,13 +428,13 @@ void attend(Gpu& gpu, Pieces& pieces, const Attend& a) {
       launch(gpu, {static_cast<unsigned>(slice.heads), kPlanThreads}, plan_kernel, slice);
       launch(gpu, lists_grid, list_kernel<true>, pieces, a, slice);
       launch(gpu, {static_cast<unsigned>(slice.heads * slice.most_tiles), flash::kThreads, Way::kSharedBytes},
-             chosen_kernel<Way>, pieces, a, slice);
+             chosen_kernel<Way>, near, a, slice);
     }
     const Grid grid{static_cast<unsigned>(tiles * slice.heads), flash::kThreads, Way::kSharedBytes};
     if (a.y_bf16) {
-      launch(gpu, grid, own_kernel<Way, Bf16>, pieces, a, slice, tiles);
+      launch(gpu, grid, own_kernel<Way, Bf16>, near, a, slice, tiles);
     } else {
-      launch(gpu, grid, own_kernel<Way, float>, pieces, a, slice, tiles);
+      launch(gpu, grid, own_kernel<Way, float>, near, a, slice, tiles);
     }
   }
 }
@@ -449,11 +453,11 @@ bool can_attend_by_chunk(const Pieces& pieces, DType kv) {
 
 void attend_by_chunk(Gpu& gpu, Pieces& pieces, const Attend& a, DType kv) {
   RWKVX_ASSERT(can_attend_by_chunk(pieces, kv));
-  if (kv == DType::i8) return attend<AnyGpu<int8_t>>(gpu, pieces, a);
+  if (kv == DType::i8) return attend<AnyGpu<int8_t>>(gpu, pieces, a, kv);
   if (kHopperWay && kHasWgmma && gpu.capability() == 90 && whole_steps(pieces)) {
-    return attend<HopperGpu>(gpu, pieces, a);
+    return attend<HopperGpu>(gpu, pieces, a, kv);
   }
-  attend<AnyGpu<Bf16>>(gpu, pieces, a);
+  attend<AnyGpu<Bf16>>(gpu, pieces, a, kv);
 }
 
 }  // namespace rwkvx::cuda

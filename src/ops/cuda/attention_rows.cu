@@ -153,6 +153,16 @@ __device__ __forceinline__ void store_y(const Attend& a, int64_t i, float y) {
   }
 }
 
+template <typename T>
+__device__ __forceinline__ HeadRows rows_of_head(const Kv& kv, uint32_t chunk, uint32_t head) {
+  const KvPage& page = kv.pages[chunk];
+  const int64_t at = static_cast<int64_t>(head) * kv.chunk_size;
+  HeadRows rows{static_cast<const T*>(page.keys) + at * kHead,
+                static_cast<const T*>(page.values) + at * kHead, nullptr, nullptr};
+  if (sizeof(T) == 1) rows.key_scales = page.key_scales + at, rows.value_scales = page.value_scales + at;
+  return rows;
+}
+
 /// Block (row · H + head, split): of the tokens that the row sees, one chunk after another, `share` from
 /// split · share on. The last block of a row and head to end adds up the others'.
 template <typename T>
@@ -203,15 +213,16 @@ __global__ void __launch_bounds__(kAttendThreads)
       const uint32_t chunk = !earlier      ? own
                              : seen == own ? slot
                                            : static_cast<uint32_t>(a.chosen[index * a.stride + slot]);
-      const KvPage& page = piece.kv.pages[chunk];
-      const int64_t at = static_cast<int64_t>(head) * B + token;
-      key_rows[i] = static_cast<const uint4*>(page.keys) + at * kLanes;
-      value_rows[i] = static_cast<const uint4*>(page.values) + at * kLanes;
+      HeadRows rows{};
+      if (a.near != nullptr && earlier) rows = a.near[index * a.stride + slot];
+      if (rows.keys == nullptr) rows = rows_of_head<T>(piece.kv, chunk, head);
+      key_rows[i] = static_cast<const uint4*>(rows.keys) + token * kLanes;
+      value_rows[i] = static_cast<const uint4*>(rows.values) + token * kLanes;
       prefetch_l2(value_rows[i]);
       if (kLanes == 16) prefetch_l2(value_rows[i] + 8);
       if (sizeof(T) == 1) {
-        scores[i] = page.key_scales[at];
-        value_scales[i] = page.value_scales[at];
+        scores[i] = rows.key_scales[token];
+        value_scales[i] = rows.value_scales[token];
       }
     }
     __syncthreads();
@@ -345,8 +356,8 @@ void choose_by_row(Gpu& gpu, const Pieces& pieces, const Attend& a, int32_t* tic
   }
 }
 
-void attend_by_row(Gpu& gpu, const Pieces& pieces, const Attend& a, DType kv) {
-  const int64_t all = pieces.rows() * a.heads;
+AttendByRow::AttendByRow(Gpu& gpu, const Pieces& pieces, const Attend& a, DType kv)
+    : gpu_(gpu), pieces_(pieces), kv_(kv), all_(pieces.rows() * a.heads) {
   int64_t most = 1;  // tokens that a row sees
   for (int i = 0; i < pieces.count; ++i) {
     const Piece& piece = pieces.of[i];
@@ -355,29 +366,33 @@ void attend_by_row(Gpu& gpu, const Pieces& pieces, const Attend& a, DType kv) {
     most = std::max(most, std::min((seen + 1) * piece.kv.chunk_size, piece.position + piece.rows));
   }
   // Some eight blocks for each multiprocessor, of whole steps.
-  const int64_t wanted = most * all / (8 * gpu.multiprocessors());
-  const int64_t share = std::max<int64_t>({wanted, most / kMostSplits, 1}) / kTokens * kTokens + kTokens;
-  const int64_t splits = (most + share - 1) / share;
+  const int64_t wanted = most * all_ / (8 * gpu.multiprocessors());
+  share_ = std::max<int64_t>({wanted, most / kMostSplits, 1}) / kTokens * kTokens + kTokens;
+  splits_ = (most + share_ - 1) / share_;
+  tickets_ = gpu.scratch().take(DType::i32, {all_}).as<int32_t>();
+}
 
-  const Arena::Scope scope(gpu.scratch());
-  auto* const tickets = gpu.scratch().take(DType::i32, {all}).as<int32_t>();
-  choose_by_row(gpu, pieces, a, splits > 1 ? tickets : nullptr);
+void AttendByRow::choose(const Attend& a) const {
+  choose_by_row(gpu_, pieces_, a, splits_ > 1 ? tickets_ : nullptr);
+}
+
+void AttendByRow::attend(const Attend& a) const {
   const int64_t at_once =
-      splits == 1 ? all : std::min<int64_t>(all, std::max<int64_t>(1, (1 << 20) / splits));
+      splits_ == 1 ? all_ : std::min<int64_t>(all_, std::max<int64_t>(1, (1 << 20) / splits_));
   float* const partials =
-      splits == 1 ? nullptr : gpu.scratch().take(DType::f32, {at_once, splits, kPartial}).as<float>();
-  for (int64_t first = 0; first < all; first += at_once) {
-    const dim3 blocks(blocks_for(std::min(at_once, all - first), 1), static_cast<unsigned>(splits));
+      splits_ == 1 ? nullptr : gpu_.scratch().take(DType::f32, {at_once, splits_, kPartial}).as<float>();
+  for (int64_t first = 0; first < all_; first += at_once) {
+    const dim3 blocks(blocks_for(std::min(at_once, all_ - first), 1), static_cast<unsigned>(splits_));
     const auto run = [&](auto* kernel) {
-      launch(gpu, {blocks, kAttendThreads}, kernel, pieces, a, first, static_cast<uint32_t>(share), partials,
-             tickets);
+      launch(gpu_, {blocks, kAttendThreads}, kernel, pieces_, a, first, static_cast<uint32_t>(share_),
+             partials, tickets_);
     };
-    if (kv == DType::f32) {
+    if (kv_ == DType::f32) {
       run(attend_kernel<float>);
-    } else if (kv == DType::bf16) {
+    } else if (kv_ == DType::bf16) {
       run(attend_kernel<Bf16>);
     } else {
-      RWKVX_ASSERT(kv == DType::i8);
+      RWKVX_ASSERT(kv_ == DType::i8);
       run(attend_kernel<int8_t>);
     }
   }

@@ -19,6 +19,7 @@ class CudaOps final : public Ops {
   std::string_view name() const override { return "cuda"; }
   Precision precision() const override { return precision_; }
   Allocator& allocator() override { return gpu_.allocator(); }
+  Allocator& host_memory() override { return gpu_.host_memory(); }
 
   bool reads_host_memory() const override { return false; }
 

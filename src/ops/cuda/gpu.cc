@@ -26,7 +26,7 @@ void check(cudaError_t result, std::string_view what) {
     cudaMemGetInfo(&free, &total);
     fail(
         "out of GPU memory ({}): {:.2f} of {:.2f} GB are free; close other programs on this GPU, or use a "
-        "smaller or quantised model, --kv bounded, a shorter context, or --device cpu",
+        "smaller or quantised model, --kv host or bounded, a shorter context, or --device cpu",
         what, gigabytes(free), gigabytes(total));
   }
   fail("the GPU failed ({}): {}", what, cudaGetErrorString(result));
@@ -45,6 +45,25 @@ void* GpuAllocator::allocate(size_t bytes) {
 }
 
 void GpuAllocator::release(void* block, size_t) noexcept { cudaFreeAsync(block, stream_); }
+
+void* ReachableAllocator::allocate(size_t bytes) {
+  if (recording_) throw CannotRecord();
+  void* block = nullptr;
+  if (cudaMallocHost(&block, bytes) != cudaSuccess) {
+    cudaGetLastError();
+    fail(
+        "out of memory of the host that the GPU can reach ({:.3f} GB were asked for); use --kv bounded, a "
+        "shorter context or --kv-dtype int8",
+        gigabytes(bytes));
+  }
+  check(cudaMemsetAsync(block, 0, bytes, stream_), "clearing memory");
+  return block;
+}
+
+void ReachableAllocator::release(void* block, size_t) noexcept {
+  cudaStreamSynchronize(stream_);  // kernels may still use it
+  cudaFreeHost(block);
+}
 
 namespace {
 
@@ -78,6 +97,7 @@ Gpu::Gpu(int device)
     : device_(device),
       stream_{stream_on(device)},
       allocator_(stream_.handle, recording_),
+      host_memory_(stream_.handle, recording_),
       scratch_(allocator_) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, device_), "asking what the GPU is");
@@ -127,26 +147,25 @@ void Gpu::synchronize() { check(cudaStreamSynchronize(stream()), "waiting for it
 void Gpu::upload(const void* host, void* device, size_t bytes) {
   if (recording_) throw CannotRecord();
   if (bytes == 0) return;
-  check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream()), "copying to it");
+  check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyDefault, stream()), "copying to it");
   // Of pageable memory up to 64 KiB the driver has taken a copy when the call returns.
   if (bytes > 64 * 1024) synchronize();
 }
 
 void Gpu::download(const void* device, void* host, size_t bytes) {
   if (bytes > 0 && bytes <= kPinnedBytes) {
-    check(cudaMemcpyAsync(pinned_.data, device, bytes, cudaMemcpyDeviceToHost, stream()), "copying from it");
+    check(cudaMemcpyAsync(pinned_.data, device, bytes, cudaMemcpyDefault, stream()), "copying from it");
     synchronize();
     std::memcpy(host, pinned_.data, bytes);
     return;
   }
-  if (bytes > 0)
-    check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream()), "copying from it");
+  if (bytes > 0) check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDefault, stream()), "copying from it");
   synchronize();
 }
 
 void Gpu::copy(const void* from, void* to, size_t bytes) {
   if (bytes == 0) return;
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream()), "copying within it");
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream()), "copying within it");
 }
 
 void Gpu::zero(void* device, size_t bytes) {

@@ -33,6 +33,18 @@ class GpuAllocator final : public Allocator {
   const bool& recording_;
 };
 
+/// Of the host, where kernels reach it: through the bus.
+class ReachableAllocator final : public Allocator {
+ public:
+  ReachableAllocator(cudaStream_t stream, const bool& recording) : stream_(stream), recording_(recording) {}
+  void* allocate(size_t bytes) override;
+  void release(void* block, size_t bytes) noexcept override;
+
+ private:
+  cudaStream_t stream_;
+  const bool& recording_;
+};
+
 struct CannotRecord {};
 
 class Gpu {
@@ -44,6 +56,7 @@ class Gpu {
 
   cudaStream_t stream() const { return stream_.handle; }
   Allocator& allocator() { return allocator_; }
+  Allocator& host_memory() { return host_memory_; }
   /// Temporaries of one operation; take an Arena::Scope first. Later operations reuse them, in stream order.
   Arena& scratch() { return scratch_; }
   int multiprocessors() const { return multiprocessors_; }
@@ -94,6 +107,7 @@ class Gpu {
   std::string name_;
   bool recording_ = false, dependent_launches_ = false;
   GpuAllocator allocator_;
+  ReachableAllocator host_memory_;
   Arena scratch_;
   /// Memory of the host that the GPU copies to without the driver's help.
   struct Pinned {

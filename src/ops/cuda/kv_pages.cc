@@ -1,8 +1,6 @@
-#include <vector>
+#include "ops/cuda/kv_pages.h"
 
-#include "ops/cuda/gpu.h"
-#include "ops/cuda/sequences.h"
-#include "tensor/buffer.h"
+#include <algorithm>
 
 namespace rwkvx::cuda {
 namespace {
@@ -26,36 +24,38 @@ bool same(const KvPage& a, const KvPage& b) {
          a.key_scales == b.key_scales && a.value_scales == b.value_scales && a.part_sums == b.part_sums;
 }
 
-/// The pages of a store on the GPU, with room for more, and what was written there.
-class PageTable final : public KvDerived {
- public:
-  const KvPage* update(Gpu& gpu, const std::vector<KvPage>& pages) {
-    if (pages.size() > capacity_) {
-      capacity_ = std::max<size_t>(64, 2 * pages.size());
-      table_ = Buffer(DType::u8, {static_cast<int64_t>(capacity_ * sizeof(KvPage))}, gpu.allocator());
-      written_.clear();
-    }
-    auto* const table = static_cast<KvPage*>(table_.view().data());
-    size_t first = 0, end = pages.size();
-    while (first < std::min(end, written_.size()) && same(pages[first], written_[first])) ++first;
-    while (end > first && end <= written_.size() && same(pages[end - 1], written_[end - 1])) --end;
-    if (first < end) {
-      if (written_.size() < end) written_.resize(end);
-      std::copy(pages.begin() + static_cast<std::ptrdiff_t>(first),
-                pages.begin() + static_cast<std::ptrdiff_t>(end),
-                written_.begin() + static_cast<std::ptrdiff_t>(first));
-      gpu.upload(written_.data() + first, table + first, (end - first) * sizeof(KvPage));
-    }
-    return table;
-  }
-
- private:
-  Buffer table_;
-  size_t capacity_ = 0;
-  std::vector<KvPage> written_;
-};
-
 }  // namespace
+
+const KvPage* PageTable::update(Gpu& gpu, const std::vector<KvPage>& pages) {
+  if (pages.size() > capacity_) {
+    capacity_ = std::max<size_t>(64, 2 * pages.size());
+    table_ = Buffer(DType::u8, {static_cast<int64_t>(capacity_ * sizeof(KvPage))}, gpu.allocator());
+    written_.clear();
+  }
+  auto* const table = static_cast<KvPage*>(table_.view().data());
+  size_t first = 0, end = pages.size();
+  while (first < std::min(end, written_.size()) && same(pages[first], written_[first])) ++first;
+  while (end > first && end <= written_.size() && same(pages[end - 1], written_[end - 1])) --end;
+  if (first < end) {
+    if (written_.size() < end) written_.resize(end);
+    std::copy(pages.begin() + static_cast<std::ptrdiff_t>(first),
+              pages.begin() + static_cast<std::ptrdiff_t>(end),
+              written_.begin() + static_cast<std::ptrdiff_t>(first));
+    gpu.upload(written_.data() + first, table + first, (end - first) * sizeof(KvPage));
+  }
+  return table;
+}
+
+BesideStore* beside(const KvChunks& kv) {
+  if (kv.derived == nullptr) return nullptr;
+  auto* kept = dynamic_cast<BesideStore*>(kv.derived->get());
+  if (kept == nullptr) {
+    auto fresh = std::make_unique<BesideStore>();
+    kept = fresh.get();
+    *kv.derived = std::move(fresh);
+  }
+  return kept;
+}
 
 Kv on_gpu(Gpu& gpu, const KvChunks& kv) {
   const std::vector<KvPage> pages = pages_of(kv);
@@ -63,17 +63,9 @@ Kv on_gpu(Gpu& gpu, const KvChunks& kv) {
   result.length = kv.length;
   result.chunk_size = kv.chunk_size;
   result.part = kv.part;
-  if (kv.derived == nullptr) {
-    result.pages = gpu.table(std::span<const KvPage>(pages));
-    return result;
-  }
-  auto* table = dynamic_cast<PageTable*>(kv.derived->get());
-  if (table == nullptr) {
-    auto fresh = std::make_unique<PageTable>();
-    table = fresh.get();
-    *kv.derived = std::move(fresh);
-  }
-  result.pages = table->update(gpu, pages);
+  result.far = kv.far;
+  BesideStore* const kept = beside(kv);
+  result.pages = kept != nullptr ? kept->table.update(gpu, pages) : gpu.table(std::span<const KvPage>(pages));
   return result;
 }
 

@@ -44,6 +44,7 @@ struct KvPage {
 struct Kv {
   const KvPage* pages = nullptr;
   int64_t length = 0, chunk_size = 0, part = 0;
+  int64_t far = 0;  ///< as in KvChunks
 };
 struct KvGroup {
   int count = 0;

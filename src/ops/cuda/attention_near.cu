@@ -1,0 +1,260 @@
+#include <algorithm>
+
+#include "ops/cuda/attention_near.h"
+
+namespace rwkvx::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kAhead = 8;  // quads of 16 bytes that a thread has under way
+
+int64_t elements_bytes(int64_t chunk_size, DType kv) {
+  return chunk_size * kHead * static_cast<int64_t>(info(kv).block_bytes);
+}
+
+/// All lanes get the result.
+__device__ __forceinline__ int32_t warp_least(int32_t x) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) x = min(x, __shfl_xor_sync(kAllLanes, x, lanes));
+  return x;
+}
+
+/// Part `part` of `parts` of `bytes`, a multiple of 16.
+__device__ __forceinline__ void copy_part(const std::byte* from, std::byte* to, int64_t bytes, int part,
+                                          int parts) {
+  const auto* source = reinterpret_cast<const uint4*>(from);
+  auto* target = reinterpret_cast<uint4*>(to);
+  const int64_t quads = bytes / 16, step = int64_t{kThreads} * parts;
+  for (int64_t at = int64_t{kThreads} * part + threadIdx.x; at < quads; at += kAhead * step) {
+    uint4 values[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (at + i * step < quads) values[i] = source[at + i * step];
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      if (at + i * step < quads) target[at + i * step] = values[i];
+    }
+  }
+}
+
+/// Head `head` of a page into the layout of chunk_bytes_of_head().
+__device__ __forceinline__ void copy_head(const KvPage& page, int64_t head, int64_t chunk_size, int64_t bytes,
+                                          std::byte* to, int part, int parts) {
+  copy_part(static_cast<const std::byte*>(page.keys) + head * bytes, to, bytes, part, parts);
+  copy_part(static_cast<const std::byte*>(page.values) + head * bytes, to + bytes, bytes, part, parts);
+  if (page.key_scales == nullptr || part != 0) return;
+  auto* const scales = reinterpret_cast<float*>(to + 2 * bytes);
+  for (int64_t i = threadIdx.x; i < chunk_size; i += kThreads) {
+    scales[i] = page.key_scales[head * chunk_size + i];
+    scales[chunk_size + i] = page.value_scales[head * chunk_size + i];
+  }
+}
+
+__device__ __forceinline__ HeadRows rows_at(const std::byte* at, int64_t chunk_size, int64_t bytes) {
+  const auto* scales = reinterpret_cast<const float*>(at + 2 * bytes);
+  return {at, at + bytes, scales, scales + chunk_size};
+}
+
+/// A warp for each head of one row: finds or makes room for the chunks that were chosen. `missing` [H, top]:
+/// slots that are to be filled, or −1.
+__global__ void __launch_bounds__(32)
+    assign_kernel(NearChunks::Slots slots, Attend a, int64_t row, int32_t far, int64_t chunk_size,
+                  int64_t bytes, HeadRows* near, int32_t* missing) {
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  const int head = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
+  const int64_t at = (row * a.heads + head) * a.stride;
+  const int32_t* const chosen = a.chosen + at;
+  int32_t* const chunks = slots.chunks + static_cast<int64_t>(head) * slots.count;
+  int32_t* const used = slots.used + static_cast<int64_t>(head) * slots.count;
+  const auto take = [&](int32_t i, int32_t slot) {
+    if (lane != 0) return;
+    used[slot] = slots.now;
+    const std::byte* const rows =
+        slots.rows + (static_cast<int64_t>(head) * slots.count + slot) * slots.slot_bytes;
+    near[at + i] = rows_at(rows, chunk_size, bytes);
+  };
+  // Those that are there first, so that none of them makes room.
+  for (int32_t i = 0; i < a.top; ++i) {
+    const int32_t chunk = chosen[i];
+    int32_t slot = INT32_MAX;
+    if (chunk >= 0 && chunk < far) {
+      for (int32_t s = lane; s < slots.count; s += 32) {
+        if (chunks[s] == chunk + 1) slot = s;
+      }
+    }
+    slot = warp_least(slot);
+    const bool there = slot != INT32_MAX;
+    if (there) take(i, slot);
+    if (lane == 0) missing[head * a.top + i] = there ? -1 : -2;
+  }
+  __syncwarp();
+  for (int32_t i = 0; i < a.top; ++i) {
+    const int32_t chunk = chosen[i];
+    const bool wanted = chunk >= 0 && chunk < far && missing[head * a.top + i] == -2;
+    __syncwarp();
+    if (!wanted) {
+      if (lane == 0) missing[head * a.top + i] = -1;
+      continue;
+    }
+    int32_t oldest = INT32_MAX, slot = 0;
+    for (int32_t s = lane; s < slots.count; s += 32) {
+      if (used[s] < oldest) oldest = used[s], slot = s;
+    }
+    const int32_t least = warp_least(oldest);
+    slot = warp_least(oldest == least ? slot : INT32_MAX);
+    take(i, slot);
+    if (lane == 0) {
+      chunks[slot] = chunk + 1;
+      missing[head * a.top + i] = slot;
+    }
+    __syncwarp();
+  }
+}
+
+/// Block (head · top + i, part).
+__global__ void __launch_bounds__(kThreads)
+    fill_kernel(NearChunks::Slots slots, Attend a, const KvPage* pages, int64_t chunk_size, int64_t bytes,
+                const int32_t* missing) {
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  const int32_t slot = missing[blockIdx.x];
+  if (slot < 0) return;
+  const int64_t head = blockIdx.x / a.top;
+  const int64_t at = head * slots.count + slot;
+  const KvPage page = pages[slots.chunks[at] - 1];
+  copy_head(page, head, chunk_size, bytes, slots.rows + at * slots.slot_bytes, static_cast<int>(blockIdx.y),
+            static_cast<int>(gridDim.y));
+}
+
+/// Block (chunk, head of those that are brought, part): writes the table too, in which far pages lie so that
+/// the first head that was brought is where it is looked for.
+__global__ void __launch_bounds__(kThreads)
+    stage_kernel(const KvPage* pages, int32_t far, int32_t first_head, int64_t chunk_size, int64_t bytes,
+                 std::byte* rows, KvPage* table) {
+  allow_next_kernel();
+  wait_for_previous_kernel();
+  const auto chunk = static_cast<int32_t>(blockIdx.x);
+  KvPage page = pages[chunk];
+  const int64_t heads = gridDim.y, scale_bytes = chunk_size * static_cast<int64_t>(sizeof(float));
+  if (chunk < far) {
+    // [keys of all heads, values, scales of keys, scales of values], as copy_head() has them of one.
+    std::byte* const keys =
+        rows + chunk * heads * (2 * bytes + (page.key_scales != nullptr ? 2 : 0) * scale_bytes);
+    std::byte *const values = keys + heads * bytes, *const scales = values + heads * bytes;
+    const int64_t head = blockIdx.y, from = first_head + head;
+    const int part = static_cast<int>(blockIdx.z), parts = static_cast<int>(gridDim.z);
+    copy_part(static_cast<const std::byte*>(page.keys) + from * bytes, keys + head * bytes, bytes, part,
+              parts);
+    copy_part(static_cast<const std::byte*>(page.values) + from * bytes, values + head * bytes, bytes, part,
+              parts);
+    if (page.key_scales != nullptr) {
+      auto* const key_scales = reinterpret_cast<float*>(scales);
+      float* const value_scales = key_scales + heads * chunk_size;
+      for (int64_t i = threadIdx.x; i < chunk_size && part == 0; i += kThreads) {
+        key_scales[head * chunk_size + i] = page.key_scales[from * chunk_size + i];
+        value_scales[head * chunk_size + i] = page.value_scales[from * chunk_size + i];
+      }
+      page.key_scales = key_scales - first_head * chunk_size;
+      page.value_scales = value_scales - first_head * chunk_size;
+    }
+    page.keys = keys - first_head * bytes;
+    page.values = values - first_head * bytes;
+  }
+  if (threadIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0) table[chunk] = page;
+}
+
+/// Blocks that share a copy of `bytes`.
+unsigned parts_of(int64_t bytes) { return std::clamp(blocks_for(bytes, 16 * kThreads * kAhead), 1u, 16u); }
+
+}  // namespace
+
+int64_t chunk_bytes_of_head(int64_t chunk_size, DType kv) {
+  const int64_t scales = kv == DType::i8 ? 2 * chunk_size * static_cast<int64_t>(sizeof(float)) : 0;
+  return 2 * elements_bytes(chunk_size, kv) + scales;
+}
+
+NearChunks::Slots NearChunks::slots(Gpu& gpu, const KvChunks& kv, int64_t heads, int64_t top) {
+  const int64_t bytes = (chunk_bytes_of_head(kv.chunk_size, kv.dtype) + 15) / 16 * 16;
+  const int64_t most = std::min<int64_t>(static_cast<int64_t>(kv.near_bytes) / (heads * bytes), 1 << 20);
+  // Twice what one row sees, so that what the next rows see as well may stay.
+  if (kv.far == 0 || most < 2 * top) return {};
+  if (slots_.count < std::min(most, std::max(kv.far, 2 * top))) {
+    const int64_t count = std::min(most, 2 * std::max(kv.far, top));
+    slots_ = {};
+    rows_.reset(), chunks_.reset(), used_.reset();
+    rows_ = Buffer(DType::u8, {heads * count * bytes}, gpu.allocator());
+    chunks_ = Buffer(DType::i32, {heads, count}, gpu.allocator());
+    used_ = Buffer(DType::i32, {heads, count}, gpu.allocator());
+    slots_ = {static_cast<std::byte*>(rows_.view().data()),
+              chunks_.as<int32_t>(),
+              used_.as<int32_t>(),
+              bytes,
+              static_cast<int32_t>(count),
+              0};
+  }
+  ++slots_.now;
+  return slots_;
+}
+
+void bring_near(Gpu& gpu, const Pieces& pieces, Attend& a, std::span<const NearChunks::Slots> slots,
+                DType kv) {
+  if (a.chosen == nullptr || a.top == 0) return;
+  const auto any = std::any_of(slots.begin(), slots.end(), [](const auto& one) { return one.count > 0; });
+  if (!any) return;
+  const int64_t entries = pieces.rows() * a.heads * a.stride;
+  auto* const near = static_cast<HeadRows*>(
+      gpu.scratch().take(DType::u8, {entries * static_cast<int64_t>(sizeof(HeadRows))}).data());
+  gpu.zero(near, static_cast<size_t>(entries) * sizeof(HeadRows));
+  auto* const missing = gpu.scratch().take(DType::i32, {a.heads * a.top}).as<int32_t>();
+  for (int p = 0; p < pieces.count; ++p) {
+    const NearChunks::Slots& own = slots[static_cast<size_t>(p)];
+    if (own.count == 0) continue;
+    const Piece& piece = pieces.of[p];
+    const int64_t bytes = elements_bytes(piece.kv.chunk_size, kv);
+    launch(gpu, {static_cast<unsigned>(a.heads), 32}, assign_kernel, own, a, piece.row - pieces.first_row(),
+           static_cast<int32_t>(piece.kv.far), piece.kv.chunk_size, bytes, near, missing);
+    launch(gpu, {dim3(static_cast<unsigned>(a.heads * a.top), parts_of(bytes)), kThreads}, fill_kernel, own,
+           a, piece.kv.pages, piece.kv.chunk_size, bytes, missing);
+  }
+  a.near = near;
+}
+
+Staging::Staging(Gpu& gpu, const Pieces& pieces, int64_t heads, DType kv)
+    : gpu_(gpu), pieces_(pieces), kv_(kv), heads_(heads) {
+  int64_t pages = 0, per_head = 0;
+  for (int p = 0; p < pieces.count; ++p) {
+    const Piece& piece = pieces.of[p];
+    pages += piece.chunks();
+    far_ += piece.kv.far;
+    per_head += piece.kv.far * chunk_bytes_of_head(piece.kv.chunk_size, kv);
+  }
+  if (far_ == 0) return;
+  // A 16th of the memory: 1M tokens of some heads.
+  heads_ = std::clamp<int64_t>(gpu.memory_bytes() / 16 / per_head, 1, heads);
+  rows_ = static_cast<std::byte*>(gpu.scratch().take(DType::u8, {heads_ * per_head}).data());
+  tables_ = static_cast<KvPage*>(
+      gpu.scratch().take(DType::u8, {pages * static_cast<int64_t>(sizeof(KvPage))}).data());
+}
+
+Pieces Staging::bring(int32_t first, int32_t count) {
+  Pieces near = pieces_;
+  if (far_ == 0) return near;
+  std::byte* rows = rows_;
+  KvPage* table = tables_;
+  for (int p = 0; p < near.count; ++p) {
+    Piece& piece = near.of[p];
+    if (piece.kv.far == 0) continue;
+    const int64_t bytes = elements_bytes(piece.kv.chunk_size, kv_);
+    const dim3 blocks(static_cast<unsigned>(piece.chunks()), static_cast<unsigned>(count), parts_of(bytes));
+    launch(gpu_, {blocks, kThreads}, stage_kernel, piece.kv.pages, static_cast<int32_t>(piece.kv.far), first,
+           piece.kv.chunk_size, bytes, rows, table);
+    piece.kv.pages = table;
+    table += piece.chunks();
+    rows += piece.kv.far * count * chunk_bytes_of_head(piece.kv.chunk_size, kv_);
+  }
+  return near;
+}
+
+}  // namespace rwkvx::cuda

@@ -1,0 +1,32 @@
+#pragma once
+
+#include "ops/cuda/attention_parts.h"
+#include "ops/cuda/near_chunks.h"
+
+/// Chunks that lie in the host's memory (KvChunks::far), brought near before attention reads them: for few
+/// rows those that were chosen, which are kept for the rows to come; for many rows all of some heads.
+namespace rwkvx::cuda {
+
+/// Brings what a.chosen says near, and sets a.near. `slots`: one for each piece, of those of a single row.
+void bring_near(Gpu& gpu, const Pieces& pieces, Attend& a, std::span<const NearChunks::Slots> slots,
+                DType kv);
+
+/// Copies of the far chunks of all pieces, of some heads at a time.
+class Staging {
+ public:
+  /// Of at most `heads` heads; the room is taken from gpu.scratch().
+  Staging(Gpu& gpu, const Pieces& pieces, int64_t heads, DType kv);
+  int64_t heads() const { return heads_; }
+  /// The pieces with heads first … first + count − 1 of their far chunks near.
+  Pieces bring(int32_t first, int32_t count);
+
+ private:
+  Gpu& gpu_;
+  const Pieces& pieces_;
+  DType kv_;
+  int64_t heads_ = 0, far_ = 0;
+  std::byte* rows_ = nullptr;
+  KvPage* tables_ = nullptr;
+};
+
+}  // namespace rwkvx::cuda
