@@ -17,11 +17,11 @@ def without_folders(plan, text):
 
 
 def is_kept(stage, file):
-    """Ablations are many: what the report reads of them, not every step of their training and every window's loss."""
+    """Ablations are many: what the report reads of them, and stage.json, which has all settings."""
     if file.suffix not in KINDS or "checkpoints" in file.parts:
         return False
     if stage.name.startswith("ablations/"):
-        return file.suffix == ".json" or (file.name == "results.jsonl" and "loss" not in file.parts)
+        return file.name in ("stage.json", "windows.json") or (file.name == "results.jsonl" and "loss" not in file.parts)
     return stage.name != "data" or file.suffix != ".jsonl"
 
 

@@ -10,10 +10,10 @@ MISSING = "not run"
 
 
 def write_report(plan, folders, path):
-    """The document, and its pictures in images/reproduction/ beside it."""
+    """The document, and its pictures in a folder of images/ beside it that is named as the document is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     results = tables.Results(plan, folders)
-    pictures = Pictures(path.parent)
+    pictures = Pictures(path.parent, path.stem)
     parts = [opening(plan, results), criteria(results), models(results), needles(results, pictures), losses(results, pictures),
              speed(results), ablations(results), samples(results), commands(plan)]
     write_text(path, "\n\n".join(part for part in parts if part) + "\n")
@@ -23,8 +23,8 @@ def write_report(plan, folders, path):
 
 
 class Pictures:
-    def __init__(self, folder):
-        self.folder, self.place = folder, "images/reproduction"
+    def __init__(self, folder, name):
+        self.folder, self.place = folder, f"images/{name}"
 
     def add(self, file, name, words):
         """Markdown for a copy of the picture, "" where it is not there."""
@@ -35,12 +35,19 @@ class Pictures:
         return f"![{words}]({self.place}/{name})"
 
 
+def measured(head, rows, missing):
+    """A table of what a run has, and the rest by name: runs need not have everything."""
+    parts = [table(head, rows)] if rows else []
+    if missing:
+        parts.append(f"{MISSING.capitalize()}: {'; '.join(missing)}.")
+    return "\n\n".join(parts)
+
+
 def opening(plan, results):
     corpus = results.corpus()
     text = ("# The paper in miniature\n\n<!-- Written by scripts/reproduce from the files of a run; changes here are lost. "
             "-->\n\nSmall models, trained by rwkvx on texts in the public domain and on generated retrieval text, asked for "
-            "what is hidden\nin texts that they were never trained on. `scripts/reproduce` makes all of it, this page too. "
-            f"*{MISSING}* stands where a\nresult is missing.")
+            "what is hidden\nin texts that they were never trained on. `scripts/reproduce` makes all of it, this page too.")
     if corpus is None:
         return text
     if corpus["generated"]:
@@ -65,16 +72,24 @@ def plan_targets(results):
     return [results.target(target) for target in results.plan.recipe.get("targets", [])]
 
 
+def time_of(record):
+    """On the processor unless it says otherwise."""
+    device = record.get("device", "cpu")
+    return duration(record["seconds"]) + ("" if device == "cpu" else f", {device}")
+
+
 def models(results):
-    rows = []
+    rows, missing = [], []
     for name, stage in results.plan.models.items():
         info, training, record = results.info(stage), results.training(stage), results.record(stage)
-        blocks = f"{info['layers']} + {info['sparse_blocks']} × {info['channels']}" if info else MISSING
+        if not info:
+            missing.append(f"`{name}`")
+            continue
         tokens = training.last("tokens")
-        rows.append([f"`{name}`", stage.about, blocks, f"{info['parameters'] / 1e6:.3f} M" if info else MISSING,
-                     f"{tokens / 1e6:.1f} M" if tokens else "", duration(record["seconds"]) if record else ""])
+        rows.append([f"`{name}`", stage.about, f"{info['layers']} + {info['sparse_blocks']} × {info['channels']}",
+                     f"{info['parameters'] / 1e6:.3f} M", f"{tokens / 1e6:.1f} M" if tokens else "", time_of(record)])
     return ("## The models\n\nBlocks: RWKV-7 + sparse attention × channels. Tokens are bytes. Time is that of the whole stage on "
-            "the machine it ran on.\n\n" + table(["", "", "blocks", "parameters", "tokens trained", "time"], rows))
+            "the machine it ran on.\n\n" + measured(["", "", "blocks", "parameters", "tokens trained", "time"], rows, missing))
 
 
 def asked(grid):
@@ -86,25 +101,33 @@ def asked(grid):
 def needles(results, pictures):
     parts = ["## Keys found\n\nExact match of greedy continuations, in percent (multi-value: the share of values named), and "
              "the number of keys of each\nlength; depths from 0 to 100%."]
+    empty = []
     for grid in results.plan.recipe["evaluation"]["needles"]:
         found = {name: results.needles(name, grid["name"]) for name in grid["models"]}
         lengths = sorted({length for result in found.values() for length in result.lengths()})
+        if not lengths:
+            empty.append(f"{grid['title']}, {grid['lengths']}")
+            continue
         rows = []
         for name, result in found.items():
+            if not result:
+                continue
             cells = [percent(result.accuracy(length)) for length in lengths]
             counts = {len(result.of(length)) for length in lengths} - {0}
-            worst = "" if not result else "{} at {}, {:.0f}%".format(percent(result.worst_cell()[0]),
-                                                                    tables.size(result.worst_cell()[1]),
-                                                                    100 * result.worst_cell()[2])
-            rows.append([f"`{name}`", *(cells or [MISSING]), "–".join(map(str, sorted(counts))) or MISSING, worst])
-        head = ["", *(map(tables.size, lengths) if lengths else [grid["lengths"]]), "keys", "worst length and depth"]
-        parts.append(f"### {grid['title']}\n\n{asked(grid)}.\n\n" + table(head, rows))
+            worst = "{} at {}, {:.0f}%".format(percent(result.worst_cell()[0]), tables.size(result.worst_cell()[1]),
+                                               100 * result.worst_cell()[2])
+            rows.append([f"`{name}`", *cells, "–".join(map(str, sorted(counts))), worst])
+        head = ["", *map(tables.size, lengths), "keys", "worst length and depth"]
+        parts.append(f"### {grid['title']}\n\n{asked(grid)}.\n\n" +
+                     measured(head, rows, [f"`{name}`" for name, result in found.items() if not result]))
         shown = next((name for name, result in found.items() if result), None)  # one picture says enough
         for folder in found[shown].folders if shown else []:
             picture = pictures.add(folder / "heatmap.svg", f"{grid['name']}-{folder.name}.svg",
                                    f"`{shown}`: {grid['title'].lower()} in {folder.name}, by length and depth")
             if picture:
                 parts.append(picture)
+    if empty:
+        parts.append(f"{MISSING.capitalize()}: {'; '.join(empty)}.")
     return "\n\n".join(parts)
 
 
@@ -116,11 +139,12 @@ def losses(results, pictures):
     corpus = results.corpus() or {"compressed": {}}
     pressed = corpus["compressed"]
     head = ["", f"pieces of {tables.size(spec['held_out']['window'])}", f"pieces of {tables.size(spec['held_out']['piece'])}"]
-    rows = [[f"`{name}`", number(short[name].bits()), number(long[name].bits())] for name in names]
+    rows = [[f"`{name}`", number(short[name].bits()), number(long[name].bits())] for name in names if short[name] or long[name]]
     for name in ("gzip", "xz"):
         rows.append([name, *(number(pressed.get(what, {}).get(name)) for what in ("windows", "pieces"))])
     parts = ["## Bits per byte of the held-out texts\n\nEach piece is read by itself, from an empty state; gzip -9 and xz -9e "
-             "pack each piece by itself.\n\n" + table(head, rows)]
+             "pack each piece by itself.\n\n" +
+             measured(head, rows, [f"`{name}`" for name in names if not (short[name] or long[name])])]
     positions = sorted({(b, e) for loss in long.values() for b, e, *_ in loss.buckets()})
     if positions:
         known = [name for name in names if long[name]]
@@ -139,7 +163,10 @@ def losses(results, pictures):
 
 def speed(results):
     parts = []
-    for name in results.plan.recipe["evaluation"]["speed"]["models"]:
+    models = results.plan.recipe["evaluation"]["speed"]["models"]
+    if not any(results.speed(name) for name in models):
+        return ""
+    for name in models:
         rows = [[tables.size(r["context"]), f"{r['prefill_tokens_per_second']:.0f}", f"{r['decode_ms_median']:.3f}",
                  f"{r['resident_bytes'] / 1e6:.0f} MB", f"{r['kv_file_bytes'] / 1e6:.0f} MB"]
                 for r in results.speed(name)]
@@ -161,9 +188,8 @@ def ablations(results):
         return [f"{titles[task]}, {tables.size(length)}" for task, length in columns]
 
     def section(title, about, columns, rows, missing):
-        """Variations are many, and a run need not have all: those it has as a table, the others by name."""
-        text = f"### {title}\n\n{about}\n\n" + (table(["", *columns], rows) if rows else MISSING)
-        parts.append(text + (f"\n\nNot run: {'; '.join(missing)}." if rows and missing else ""))
+        if rows:
+            parts.append(f"### {title}\n\n{about}\n\n" + measured(["", *columns], rows, missing))
 
     for group in spec["groups"]:
         columns, rows = results.ablations(group)
@@ -173,7 +199,7 @@ def ablations(results):
     section("At inference", f"The model `{results.plan.recipe['shipped']}` as it is, run differently:", head(columns),
             [[name, *cells] for name, cells in rows if set(cells) != {MISSING}],
             [name for name, cells in rows if set(cells) == {MISSING}])
-    return "\n\n".join(parts)
+    return "\n\n".join(parts) if len(parts) > 1 else ""
 
 
 def quoted(text):
@@ -185,9 +211,11 @@ def samples(results):
     for name in results.plan.recipe["evaluation"]["samples"]["models"]:
         for prompt, text in results.samples(name):
             parts.append(f"`{name}`, from `{prompt.strip()}` on:\n\n{quoted(prompt + text)}")
+    if not parts:
+        return ""
     spec = results.plan.recipe["evaluation"]["samples"]
     return (f"## What they write\n\nThe first draw (seed {spec['seed']}, temperature {spec['temperature']}, top-p {spec['top-p']}), "
-            "not a chosen one.\n\n" + ("\n\n".join(parts) or MISSING))
+            "not a chosen one.\n\n" + "\n\n".join(parts))
 
 
 def commands(plan):

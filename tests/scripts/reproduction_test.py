@@ -30,10 +30,10 @@ class Temporary(unittest.TestCase):
     def stage(self, plan, name):
         return next(stage for stage in plan.stages if stage.name == name)
 
-    def leave(self, stage, files, done=True):
+    def leave(self, stage, files, done=True, device="cpu"):
         """What a finished stage leaves."""
         folder = self.runner.folders.of(stage)
-        for name, value in {**files, "stage.json": {"done": done, "key": stage.key(), "seconds": 61, "of": {need.name: self.runner.folders.made(need) for need in stage.needs},
+        for name, value in {**files, "stage.json": {"done": done, "key": stage.key(), "seconds": 61, "device": device, "of": {need.name: self.runner.folders.made(need) for need in stage.needs},
                                                     "described": stage.described()}}.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(value if isinstance(value, str) else json.dumps(value))
@@ -239,7 +239,7 @@ class StageTest(Temporary):
 
 class ReportTest(Temporary):
     def written(self, plan):
-        path = self.out / "docs" / "report.md"
+        path = self.out / "docs" / "reproduction.md"
         report.write_report(plan, self.runner.folders, path)
         return path.read_text()
 
@@ -271,7 +271,7 @@ class ReportTest(Temporary):
                                                "compressed": {"windows": {"gzip": 4.25, "xz": 5}, "pieces": {"gzip": 3.5, "xz": 3}}}})
         self.leave(plan.models["control"], {"info.json": {"layers": 6, "sparse_blocks": 0, "channels": 128,
                                                           "parameters": 1300000},
-                                            "run/metrics.jsonl": '{"step": 1, "tokens": 2500000}\n'})
+                                            "run/metrics.jsonl": '{"step": 1, "tokens": 2500000}\n'}, device="cuda:1")
         for seed, score in ((0, 1), (1, 0)):
             at = f"ablations/as-in-the-recipe/seed-{seed}"
             self.leave(self.stage(plan, f"{at}/needle-passkey"), {"third/results.jsonl": self.result(512, 0.5, score)})
@@ -283,11 +283,12 @@ class ReportTest(Temporary):
         text = self.written(plan)
         self.assertIn("| Pass key in noise, every length | ≥ 99% | 50%, at least 1 keys for each length and depth | **no** |", text)
         self.assertIn("| `mixture` | 100 | 50 | 2–3 | 0 at 1K, 100% |", text)
-        self.assertIn("| `control` | not run | not run |", text)
+        self.assertIn("\n\nNot run: `control`; `long`.\n", text)
+        self.assertIn("Not run: multi-key, 16 distractors, 2k.\n", text)
         self.assertIn("start | ≤ 1.01 | 1.0100 | yes |", text)
         self.assertIn("two stages | ≤ 1.01 | 2.0000 | **no** |", text)
         self.assertIn("| gzip | 4.2500 | 3.5000 |", text)
-        self.assertIn("| 6 + 0 × 128 | 1.300 M | 2.5 M | 1 min |", text)
+        self.assertIn("| 6 + 0 × 128 | 1.300 M | 2.5 M | 1 min, cuda:1 |", text)
         self.assertIn("|  | seeds | pass key, 512 | bits per byte |", text)
         self.assertIn("| as in the recipe | 2 | 50 (0 – 100) | 4.5000 (4.0000 – 5.0000) |", text)
         self.assertIn("|  | seeds | in noise, 256 | bits per byte |", text)
