@@ -463,7 +463,14 @@ int main(int argc, char** argv) {
                  "rows of a prompt that a model takes at a time; 0: as sessions do");
   app.add_option("--kv-gb", o.model.kv_gb, "memory for keys and values; above it they are stored as i8");
   app.add_option_function<std::string>(
-      "--kv", [&o](const std::string& text) { rwkvx::parse_kv_policy(text, o.model.kv); },
+      "--kv",
+      [&o](const std::string& text) {
+        try {
+          rwkvx::parse_kv_policy(text, o.model.kv);
+        } catch (const rwkvx::Error& error) {
+          throw CLI::ValidationError(error.what());
+        }
+      },
       "full or host[:GB], for whole models");
   app.add_option("--layers", o.model.layers, "RWKV-7 blocks");
   app.add_option("--sparse-blocks", o.model.sparse_blocks);

@@ -53,7 +53,8 @@ struct Options {
                      .decay_rank = 32,
                      .rate_rank = 32,
                      .value_rank = 32,
-                     .gate_rank = 64};
+                     .gate_rank = 64,
+                     .sparse_after = {}};
   double activation_gb = -1;  // below 0: the default of training
   std::string save;
   int threads = 0, steps = 3;

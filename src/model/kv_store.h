@@ -68,6 +68,8 @@ class KvStore {
   void reserve(int64_t tokens);
   /// Tokens that may be appended before observe().
   int64_t room() const;
+  /// Moves full pages to where they belong; reserve() does so too. Errors: no room there; nothing is lost.
+  void settle();
   /// Counts `tokens` more as stored; kv_append writes them. Errors: as reserve(), if that was not called.
   void extend(int64_t tokens);
   /// What operations take. Valid until the next call that is not const.
@@ -103,8 +105,6 @@ class KvStore {
   std::shared_ptr<Page> new_page(Allocator& rows) const;
   void append_page();
   std::shared_ptr<Page> copy_of(const Page& page, Allocator& rows) const;
-  /// Moves full pages to where they belong.
-  void settle();
   /// The page is this store's alone; what it holds stays only if `copy`.
   void own_page(size_t index, bool copy);
   void point_at(size_t index);

@@ -1,5 +1,7 @@
 #include "model/state.h"
 
+#include "base/error.h"
+
 namespace rwkvx {
 
 State::State(const ModelConfig& config, const KvOptions& options, Ops& ops)
@@ -16,6 +18,15 @@ void State::reset() {
   const auto memory = std::make_shared<KvMemory>(options_, *ops_, config_.sparse_blocks);
   for (int64_t j = 0; j < config_.sparse_blocks; ++j) {
     kv_.emplace_back(config_.heads(), config_.chunk_size, j, options_, memory, *ops_);
+  }
+}
+
+void State::advance(int64_t tokens) {
+  position_ += tokens;
+  try {
+    for (KvStore& store : kv_) store.settle();  // before anybody copies them
+  } catch (const Error&) {
+    // The next reserve() fails for the same reason, before anything is changed.
   }
 }
 

@@ -25,7 +25,8 @@ class State {
   void reserve(int64_t tokens);
 
   int64_t position() const { return position_; }  ///< tokens consumed
-  void advance(int64_t tokens) { position_ += tokens; }
+  /// `tokens` more have been read.
+  void advance(int64_t tokens);
 
   void* time_shift(int64_t block) { return at(block * block_elements()); }              // [C]
   void* wkv(int64_t block) { return at(block * block_elements() + config_.channels); }  // [H, N, N]

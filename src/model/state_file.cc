@@ -275,8 +275,8 @@ void check_stored(const Header& h, const State& state, uint64_t file_bytes, cons
       fail("{}: the state file is shorter than its header says", file);
     }
     if (store.bound() != nullptr && h.stored[j] >= store.bound()->max()) {
-      fail("{}: holds {} tokens, more than --kv {} keeps; load it with --kv full or disk", file, h.stored[j],
-           options.policy_text());
+      fail("{}: holds {} tokens, more than --kv {} keeps; load it with --kv full, host or disk", file,
+           h.stored[j], options.policy_text());
     }
   }
 }

@@ -290,8 +290,9 @@ cudaError_t cudaFree(void* block) {
 }
 
 cudaError_t cudaMallocHost(void** block, size_t bytes) {
-  *block = std::malloc(std::max<size_t>(bytes, 1));
-  return *block == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+  if (posix_memalign(block, 256, std::max<size_t>(bytes, 1)) != 0) return cudaErrorMemoryAllocation;
+  memset(*block, 0xff, bytes);
+  return cudaSuccess;
 }
 
 cudaError_t cudaFreeHost(void* block) {

@@ -416,7 +416,7 @@ TEST(KvHostTest, FullPagesMoveAndKeepWhatTheyHold) {
     append(store, 10);
     expect_tokens(store, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9}, 0);
     next = 10;
-    append(store, 1);  // makes room first, and then moves what is full
+    append(store, 1);  // what is full moves first
     expect_tokens(store, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, 2);
     next = 11;
     append(store, 1);

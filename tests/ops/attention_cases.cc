@@ -1,5 +1,6 @@
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cmath>
 #include <list>
 
@@ -47,20 +48,27 @@ struct Attention final : OpCase {
   }
 };
 
-/// Chunks behind the first rows are far (KvChunks::far), with room near for `near` of each head. Several
-/// calls, each with other queries, as tokens ask one after another: what is near changes on the way.
+/// Full chunks before the rows are far (KvChunks::far), more in each of several calls, with room near for
+/// `near` of each head. Each call has other queries, so that what is near changes on the way.
 struct FarAttention final : OpCase {
-  static constexpr int kCalls = 5;
   int64_t heads, chunk_size, top_k;
   std::vector<int64_t> offsets, lengths;  // of each sequence
   DType dtype;
-  int64_t near;
+  int64_t near, part;
   FarAttention(int64_t h, int64_t b, int64_t k, std::vector<int64_t> o, std::vector<int64_t> l, DType d,
-               int64_t n)
-      : heads(h), chunk_size(b), top_k(k), offsets(std::move(o)), lengths(std::move(l)), dtype(d), near(n) {}
+               int64_t n, int64_t p)
+      : heads(h),
+        chunk_size(b),
+        top_k(k),
+        offsets(std::move(o)),
+        lengths(std::move(l)),
+        dtype(d),
+        near(n),
+        part(p) {}
   std::string describe() const override {
-    return fmt::format("chunk_attention of far chunks H={} B={} top_k={} offsets {} lengths {} {} near {}",
-                       heads, chunk_size, top_k, offsets, lengths, name(dtype), near);
+    return fmt::format(
+        "chunk_attention of far chunks H={} B={} top_k={} offsets {} lengths {} {} near {} parts {}", heads,
+        chunk_size, top_k, offsets, lengths, name(dtype), near, part);
   }
   void run(Run& run) const override {
     const Shape all{offsets.back(), heads * N};
@@ -68,19 +76,23 @@ struct FarAttention final : OpCase {
     std::vector<std::unique_ptr<KvDerived>> derived(lengths.size());
     std::vector<KvChunks> kv;
     for (size_t s = 0; s < lengths.size(); ++s) {
-      stores.push_back(KvPages::filled(run, std::to_string(s), heads, chunk_size, lengths[s], dtype, 0));
+      stores.push_back(KvPages::filled(run, std::to_string(s), heads, chunk_size, lengths[s], dtype, part));
       KvChunks one = stores.back().at(lengths[s]);
-      one.far = (lengths[s] - (offsets[s + 1] - offsets[s])) / chunk_size;
       const int64_t scales = dtype == DType::i8 ? 2 * 4 * chunk_size : 0;
       const int64_t slot = 2 * static_cast<int64_t>(bytes_of(dtype, chunk_size * N)) + scales;
       one.near_bytes = static_cast<uint64_t>(near * heads * ((slot + 15) / 16 * 16));
       one.derived = &derived[s];
       kv.push_back(one);
     }
-    for (int i = 0; i < kCalls; ++i) {
+    const int calls = offsets.back() <= 3 ? 16 : 4;
+    for (int i = 0; i < calls; ++i) {
       ChunkAttention call;
       call.q = run.input(fmt::format("q{}", i), kReal, all, grid(0.125, 2));
       call.offsets = offsets;
+      for (size_t s = 0; s < kv.size(); ++s) {
+        const int64_t full = (lengths[s] - (offsets[s + 1] - offsets[s])) / chunk_size;
+        kv[s].far = full * std::min(i + 1, 4) / 4;
+      }
       call.kv = kv;
       call.top_k = top_k;
       call.y = run.output(fmt::format("y{}", i), kActive, all);
@@ -126,8 +138,9 @@ Cases chunk_attention_cases(Precision precision) {
   using Numbers = std::vector<int64_t>;
   for (const DType dtype : {DType::f32, DType::bf16, DType::i8}) {
     const auto far = [&](int64_t heads, int64_t chunk, int64_t top_k, Numbers offsets, Numbers lengths,
-                         int64_t near) {
-      cases.push_back(std::make_unique<FarAttention>(heads, chunk, top_k, offsets, lengths, dtype, near));
+                         int64_t near, int64_t part = 0) {
+      cases.push_back(
+          std::make_unique<FarAttention>(heads, chunk, top_k, offsets, lengths, dtype, near, part));
     };
     // Single rows: no room, too little, just enough, for all; fewer chunks than a row may see.
     for (const int64_t near : {0, 3, 4, 6, 40}) far(2, 16, 3, {0, 1}, {200}, near);
@@ -135,7 +148,10 @@ Cases chunk_attention_cases(Precision precision) {
     far(2, 16, 3, {0, 1}, {16}, 40);
     far(3, 7, 4, {0, 1, 2, 3}, {100, 5, 61}, 9);
     far(1, 16, 100, {0, 1}, {300}, 40);  // all there are
-    // Several rows, and a mixture.
+    far(2, 16, 3, {0, 1}, {200}, 5, 8);
+    // Several rows, and a mixture: with room for what all rows see, and without; some heads at a time.
+    far(2, 16, 3, {0, 5}, {200}, 20);
+    far(4, 64, 2, {0, 20}, {300}, 40);
     far(2, 16, 3, {0, 5}, {200}, 40);
     far(2, 16, 3, {0, 1, 4, 5}, {200, 80, 40}, 40);
     far(2, 64, 3, {0, 100}, {500}, 40);

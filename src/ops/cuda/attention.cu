@@ -48,12 +48,13 @@ void attend_by_row(Gpu& gpu, const ChunkAttention& call, const Pieces& pieces,
                    std::span<const size_t> sequences, Attend a, DType kv) {
   const AttendByRow rows(gpu, pieces, a, kv);
   rows.choose(a);
-  if (a.chosen != nullptr && a.top > 0) {
+  if (a.chosen != nullptr && a.top > 0 && pieces.rows() <= kFewRows * pieces.count) {
     std::array<NearChunks::Slots, kSequences> slots{};
     for (size_t p = 0; p < sequences.size(); ++p) {
       const KvChunks& store = call.kv[sequences[p]];
-      if (store.far == 0 || pieces.of[p].rows != 1) continue;
-      if (BesideStore* const kept = beside(store)) slots[p] = kept->near.slots(gpu, store, a.heads, a.top);
+      if (store.far == 0 || pieces.of[p].rows > kFewRows) continue;
+      const int64_t choices = int64_t{pieces.of[p].rows} * a.top;
+      if (BesideStore* const kept = beside(store)) slots[p] = kept->near.slots(gpu, store, a.heads, choices);
     }
     bring_near(gpu, pieces, a, std::span(slots).first(sequences.size()), kv);
   }

@@ -8,10 +8,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kAhead = 8;  // quads of 16 bytes that a thread has under way
 
-int64_t elements_bytes(int64_t chunk_size, DType kv) {
-  return chunk_size * kHead * static_cast<int64_t>(info(kv).block_bytes);
-}
-
 /// All lanes get the result.
 __device__ __forceinline__ int32_t warp_least(int32_t x) {
 #pragma unroll
@@ -61,53 +57,45 @@ __device__ __forceinline__ HeadRows rows_at(const std::byte* at, int64_t chunk_s
 __global__ void __launch_bounds__(32)
     assign_kernel(NearChunks::Slots slots, Attend a, int64_t row, int32_t far, int64_t chunk_size,
                   int64_t bytes, HeadRows* near, int32_t* missing) {
+  __shared__ int32_t wanted[NearChunks::kMostChoices], found[NearChunks::kMostChoices];
   allow_next_kernel();
   wait_for_previous_kernel();
   const int head = static_cast<int>(blockIdx.x), lane = static_cast<int>(threadIdx.x);
   const int64_t at = (row * a.heads + head) * a.stride;
-  const int32_t* const chosen = a.chosen + at;
   int32_t* const chunks = slots.chunks + static_cast<int64_t>(head) * slots.count;
   int32_t* const used = slots.used + static_cast<int64_t>(head) * slots.count;
-  const auto take = [&](int32_t i, int32_t slot) {
-    if (lane != 0) return;
-    used[slot] = slots.now;
-    const std::byte* const rows =
-        slots.rows + (static_cast<int64_t>(head) * slots.count + slot) * slots.slot_bytes;
-    near[at + i] = rows_at(rows, chunk_size, bytes);
-  };
-  // Those that are there first, so that none of them makes room.
-  for (int32_t i = 0; i < a.top; ++i) {
-    const int32_t chunk = chosen[i];
-    int32_t slot = INT32_MAX;
-    if (chunk >= 0 && chunk < far) {
-      for (int32_t s = lane; s < slots.count; s += 32) {
-        if (chunks[s] == chunk + 1) slot = s;
-      }
+  for (int32_t i = lane; i < a.top; i += 32) {
+    const int32_t chunk = a.chosen[at + i];
+    wanted[i] = chunk >= 0 && chunk < far ? chunk + 1 : -1;
+    found[i] = -1;
+  }
+  __syncwarp();
+  // Those that are there first, so that none of them makes room. No chunk is in two slots.
+  for (int32_t s = lane; s < slots.count; s += 32) {
+    const int32_t chunk = chunks[s];
+    for (int32_t i = 0; i < a.top; ++i) {
+      if (chunk == wanted[i]) found[i] = s, used[s] = slots.now;
     }
-    slot = warp_least(slot);
-    const bool there = slot != INT32_MAX;
-    if (there) take(i, slot);
-    if (lane == 0) missing[head * a.top + i] = there ? -1 : -2;
   }
   __syncwarp();
   for (int32_t i = 0; i < a.top; ++i) {
-    const int32_t chunk = chosen[i];
-    const bool wanted = chunk >= 0 && chunk < far && missing[head * a.top + i] == -2;
-    __syncwarp();
-    if (!wanted) {
-      if (lane == 0) missing[head * a.top + i] = -1;
-      continue;
+    int32_t slot = found[i];
+    const bool to_fill = slot < 0 && wanted[i] > 0;
+    if (to_fill) {
+      int32_t oldest = INT32_MAX;
+      for (int32_t s = lane; s < slots.count; s += 32) {
+        if (used[s] < oldest) oldest = used[s], slot = s;
+      }
+      const int32_t least = warp_least(oldest);
+      slot = warp_least(oldest == least ? slot : INT32_MAX);
+      if (lane == 0) used[slot] = slots.now, chunks[slot] = wanted[i];
     }
-    int32_t oldest = INT32_MAX, slot = 0;
-    for (int32_t s = lane; s < slots.count; s += 32) {
-      if (used[s] < oldest) oldest = used[s], slot = s;
-    }
-    const int32_t least = warp_least(oldest);
-    slot = warp_least(oldest == least ? slot : INT32_MAX);
-    take(i, slot);
     if (lane == 0) {
-      chunks[slot] = chunk + 1;
-      missing[head * a.top + i] = slot;
+      missing[head * a.top + i] = to_fill ? slot : -1;
+      if (slot >= 0) {
+        const int64_t place = (static_cast<int64_t>(head) * slots.count + slot) * slots.slot_bytes;
+        near[at + i] = rows_at(slots.rows + place, chunk_size, bytes);
+      }
     }
     __syncwarp();
   }
@@ -170,37 +158,8 @@ unsigned parts_of(int64_t bytes) { return std::clamp(blocks_for(bytes, 16 * kThr
 
 }  // namespace
 
-int64_t chunk_bytes_of_head(int64_t chunk_size, DType kv) {
-  const int64_t scales = kv == DType::i8 ? 2 * chunk_size * static_cast<int64_t>(sizeof(float)) : 0;
-  return 2 * elements_bytes(chunk_size, kv) + scales;
-}
-
-NearChunks::Slots NearChunks::slots(Gpu& gpu, const KvChunks& kv, int64_t heads, int64_t top) {
-  const int64_t bytes = (chunk_bytes_of_head(kv.chunk_size, kv.dtype) + 15) / 16 * 16;
-  const int64_t most = std::min<int64_t>(static_cast<int64_t>(kv.near_bytes) / (heads * bytes), 1 << 20);
-  // Twice what one row sees, so that what the next rows see as well may stay.
-  if (kv.far == 0 || most < 2 * top) return {};
-  if (slots_.count < std::min(most, std::max(kv.far, 2 * top))) {
-    const int64_t count = std::min(most, 2 * std::max(kv.far, top));
-    slots_ = {};
-    rows_.reset(), chunks_.reset(), used_.reset();
-    rows_ = Buffer(DType::u8, {heads * count * bytes}, gpu.allocator());
-    chunks_ = Buffer(DType::i32, {heads, count}, gpu.allocator());
-    used_ = Buffer(DType::i32, {heads, count}, gpu.allocator());
-    slots_ = {static_cast<std::byte*>(rows_.view().data()),
-              chunks_.as<int32_t>(),
-              used_.as<int32_t>(),
-              bytes,
-              static_cast<int32_t>(count),
-              0};
-  }
-  ++slots_.now;
-  return slots_;
-}
-
 void bring_near(Gpu& gpu, const Pieces& pieces, Attend& a, std::span<const NearChunks::Slots> slots,
                 DType kv) {
-  if (a.chosen == nullptr || a.top == 0) return;
   const auto any = std::any_of(slots.begin(), slots.end(), [](const auto& one) { return one.count > 0; });
   if (!any) return;
   const int64_t entries = pieces.rows() * a.heads * a.stride;
@@ -212,11 +171,14 @@ void bring_near(Gpu& gpu, const Pieces& pieces, Attend& a, std::span<const NearC
     const NearChunks::Slots& own = slots[static_cast<size_t>(p)];
     if (own.count == 0) continue;
     const Piece& piece = pieces.of[p];
-    const int64_t bytes = elements_bytes(piece.kv.chunk_size, kv);
-    launch(gpu, {static_cast<unsigned>(a.heads), 32}, assign_kernel, own, a, piece.row - pieces.first_row(),
-           static_cast<int32_t>(piece.kv.far), piece.kv.chunk_size, bytes, near, missing);
-    launch(gpu, {dim3(static_cast<unsigned>(a.heads * a.top), parts_of(bytes)), kThreads}, fill_kernel, own,
-           a, piece.kv.pages, piece.kv.chunk_size, bytes, missing);
+    const int64_t bytes = row_bytes_of_head(piece.kv.chunk_size, kv);
+    for (int64_t row = 0; row < piece.rows; ++row) {
+      launch(gpu, {static_cast<unsigned>(a.heads), 32}, assign_kernel, own, a,
+             piece.row - pieces.first_row() + row, static_cast<int32_t>(piece.kv.far), piece.kv.chunk_size,
+             bytes, near, missing);
+      launch(gpu, {dim3(static_cast<unsigned>(a.heads * a.top), parts_of(bytes)), kThreads}, fill_kernel, own,
+             a, piece.kv.pages, piece.kv.chunk_size, bytes, missing);
+    }
   }
   a.near = near;
 }
@@ -233,7 +195,7 @@ Staging::Staging(Gpu& gpu, const Pieces& pieces, int64_t heads, DType kv)
   if (far_ == 0) return;
   // A 16th of the memory: 1M tokens of some heads.
   heads_ = std::clamp<int64_t>(gpu.memory_bytes() / 16 / per_head, 1, heads);
-  rows_ = static_cast<std::byte*>(gpu.scratch().take(DType::u8, {heads_ * per_head}).data());
+  rows_ = static_cast<std::byte*>(gpu.staging(heads_ * per_head, gpu.memory_bytes() / 16));
   tables_ = static_cast<KvPage*>(
       gpu.scratch().take(DType::u8, {pages * static_cast<int64_t>(sizeof(KvPage))}).data());
 }
@@ -246,7 +208,7 @@ Pieces Staging::bring(int32_t first, int32_t count) {
   for (int p = 0; p < near.count; ++p) {
     Piece& piece = near.of[p];
     if (piece.kv.far == 0) continue;
-    const int64_t bytes = elements_bytes(piece.kv.chunk_size, kv_);
+    const int64_t bytes = row_bytes_of_head(piece.kv.chunk_size, kv_);
     const dim3 blocks(static_cast<unsigned>(piece.chunks()), static_cast<unsigned>(count), parts_of(bytes));
     launch(gpu_, {blocks, kThreads}, stage_kernel, piece.kv.pages, static_cast<int32_t>(piece.kv.far), first,
            piece.kv.chunk_size, bytes, rows, table);

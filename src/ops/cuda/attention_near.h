@@ -7,14 +7,14 @@
 /// rows those that were chosen, which are kept for the rows to come; for many rows all of some heads.
 namespace rwkvx::cuda {
 
-/// Brings what a.chosen says near, and sets a.near. `slots`: one for each piece, of those of a single row.
+/// Brings what a.chosen says near, and sets a.near. `slots`: one for each piece, of few rows.
 void bring_near(Gpu& gpu, const Pieces& pieces, Attend& a, std::span<const NearChunks::Slots> slots,
                 DType kv);
 
-/// Copies of the far chunks of all pieces, of some heads at a time.
+/// Copies of the far chunks of all pieces, of some heads at a time, in a 16th of the GPU's memory.
 class Staging {
  public:
-  /// Of at most `heads` heads; the room is taken from gpu.scratch().
+  /// Of at most `heads` heads. One lives at a time.
   Staging(Gpu& gpu, const Pieces& pieces, int64_t heads, DType kv);
   int64_t heads() const { return heads_; }
   /// The pieces with heads first … first + count − 1 of their far chunks near.

@@ -1,5 +1,6 @@
 #include "ops/cuda/gpu.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "base/assert.h"
@@ -46,25 +47,6 @@ void* GpuAllocator::allocate(size_t bytes) {
 
 void GpuAllocator::release(void* block, size_t) noexcept { cudaFreeAsync(block, stream_); }
 
-void* ReachableAllocator::allocate(size_t bytes) {
-  if (recording_) throw CannotRecord();
-  void* block = nullptr;
-  if (cudaMallocHost(&block, bytes) != cudaSuccess) {
-    cudaGetLastError();
-    fail(
-        "out of memory of the host that the GPU can reach ({:.3f} GB were asked for); use --kv bounded, a "
-        "shorter context or --kv-dtype int8",
-        gigabytes(bytes));
-  }
-  check(cudaMemsetAsync(block, 0, bytes, stream_), "clearing memory");
-  return block;
-}
-
-void ReachableAllocator::release(void* block, size_t) noexcept {
-  cudaStreamSynchronize(stream_);  // kernels may still use it
-  cudaFreeHost(block);
-}
-
 namespace {
 
 cudaStream_t stream_on(int device) {
@@ -97,7 +79,7 @@ Gpu::Gpu(int device)
     : device_(device),
       stream_{stream_on(device)},
       allocator_(stream_.handle, recording_),
-      host_memory_(stream_.handle, recording_),
+      host_memory_(stream_.handle),
       scratch_(allocator_) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, device_), "asking what the GPU is");
@@ -135,6 +117,14 @@ const void* Gpu::table(const void* host, size_t bytes) {
   tables_used_ += needed;
   upload(host, at, bytes);
   return at;
+}
+
+void* Gpu::staging(int64_t bytes, int64_t most) {
+  if (!staging_ || static_cast<int64_t>(staging_.view().bytes()) < bytes) {
+    staging_.reset();  // first: there may not be room for both
+    staging_ = Buffer(DType::u8, {std::max(bytes, std::min(2 * bytes, most))}, allocator_);
+  }
+  return staging_.view().data();
 }
 
 int32_t* Gpu::tickets(int64_t count) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 
+#include "ops/cuda/host_memory.h"
 #include "tensor/arena.h"
 
 /// The host's side of a GPU: memory, the stream that everything runs in, launches.
@@ -33,18 +34,6 @@ class GpuAllocator final : public Allocator {
   const bool& recording_;
 };
 
-/// Of the host, where kernels reach it: through the bus.
-class ReachableAllocator final : public Allocator {
- public:
-  ReachableAllocator(cudaStream_t stream, const bool& recording) : stream_(stream), recording_(recording) {}
-  void* allocate(size_t bytes) override;
-  void release(void* block, size_t bytes) noexcept override;
-
- private:
-  cudaStream_t stream_;
-  const bool& recording_;
-};
-
 struct CannotRecord {};
 
 class Gpu {
@@ -59,6 +48,9 @@ class Gpu {
   Allocator& host_memory() { return host_memory_; }
   /// Temporaries of one operation; take an Arena::Scope first. Later operations reuse them, in stream order.
   Arena& scratch() { return scratch_; }
+  /// At least `bytes` for one operation's copies of what lies elsewhere; grows by steps, up to `most` if that
+  /// suffices.
+  void* staging(int64_t bytes, int64_t most);
   int multiprocessors() const { return multiprocessors_; }
   int capability() const { return capability_; }  ///< 90 for Hopper
   /// Whether kernels wait for those before them by themselves, so that they may start earlier.
@@ -107,7 +99,7 @@ class Gpu {
   std::string name_;
   bool recording_ = false, dependent_launches_ = false;
   GpuAllocator allocator_;
-  ReachableAllocator host_memory_;
+  HostMemory host_memory_;
   Arena scratch_;
   /// Memory of the host that the GPU copies to without the driver's help.
   struct Pinned {
@@ -115,7 +107,7 @@ class Gpu {
     ~Pinned();
   };
   Pinned pinned_;
-  Buffer tables_, tickets_;
+  Buffer tables_, tickets_, staging_;
   size_t tables_used_ = 0;
   std::shared_ptr<void> multiplier_state_;
 };

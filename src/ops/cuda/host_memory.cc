@@ -1,0 +1,65 @@
+#include "ops/cuda/host_memory.h"
+
+#include <algorithm>
+
+#include "base/assert.h"
+#include "base/error.h"
+#include "ops/cuda/gpu.h"
+
+namespace rwkvx::cuda {
+namespace {
+
+constexpr size_t kAlign = 256;
+
+size_t rounded(size_t bytes) { return std::max<size_t>(kAlign, (bytes + kAlign - 1) / kAlign * kAlign); }
+
+}  // namespace
+
+HostMemory::~HostMemory() {
+  for (const auto& [size, slabs] : slabs_) {
+    for (const auto& [at, slab] : slabs) cudaFreeHost(slab.at);
+  }
+}
+
+HostMemory::Slab& HostMemory::slab_with_room(size_t bytes) {
+  Slabs& slabs = slabs_[bytes];
+  for (auto& [at, slab] : slabs) {
+    if (!slab.free.empty()) return slab;
+  }
+  const size_t blocks = std::max<size_t>(1, kSlabBytes / bytes);
+  Slab slab;
+  slab.blocks = blocks;
+  slab.free.reserve(blocks);
+  void* at = nullptr;
+  if (cudaMallocHost(&at, blocks * bytes) != cudaSuccess) {
+    cudaGetLastError();
+    fail(
+        "out of memory of the host that the GPU can reach ({:.3f} GB were asked for); use --kv bounded, a "
+        "shorter context or --kv-dtype int8",
+        1e-9 * static_cast<double>(blocks * bytes));
+  }
+  slab.at = static_cast<std::byte*>(at);
+  for (size_t i = blocks; i > 0; --i) slab.free.push_back(slab.at + (i - 1) * bytes);
+  return slabs.emplace(slab.at, std::move(slab)).first->second;
+}
+
+void* HostMemory::allocate(size_t bytes) {
+  Slab& slab = slab_with_room(rounded(bytes));
+  std::byte* const block = slab.free.back();
+  check(cudaMemsetAsync(block, 0, bytes, stream_), "clearing memory of the host");
+  slab.free.pop_back();
+  return block;
+}
+
+void HostMemory::release(void* block, size_t bytes) noexcept {
+  Slabs& slabs = slabs_.at(rounded(bytes));
+  const auto at = std::prev(slabs.upper_bound(static_cast<std::byte*>(block)));
+  Slab& slab = at->second;
+  slab.free.push_back(static_cast<std::byte*>(block));
+  if (slab.free.size() < slab.blocks) return;
+  cudaStreamSynchronize(stream_);  // kernels may still use it
+  cudaFreeHost(slab.at);
+  slabs.erase(at);
+}
+
+}  // namespace rwkvx::cuda
