@@ -152,6 +152,7 @@ Cases chunk_attention_cases(Precision precision) {
     // Several rows, and a mixture: with room for what all rows see, and without; some heads at a time.
     far(2, 16, 3, {0, 5}, {200}, 20);
     far(4, 64, 2, {0, 20}, {300}, 40);
+    far(1, 8, 2, {0, 20}, {20 + 8 * 90}, 64);  // of which they see a small part
     far(2, 16, 3, {0, 5}, {200}, 40);
     far(2, 16, 3, {0, 1, 4, 5}, {200, 80, 40}, 40);
     far(2, 64, 3, {0, 100}, {500}, 40);

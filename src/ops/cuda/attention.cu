@@ -11,6 +11,7 @@ namespace rwkvx::cuda {
 namespace {
 
 constexpr int64_t kFewRows = 16;                   // of a sequence: taken one by one
+constexpr int64_t kMostNear = int64_t{1} << 22;    // entries of Attend::near
 constexpr int64_t kMostRows = 131072;              // of a launch
 constexpr int64_t kMostChosen = int64_t{1} << 26;  // numbers kept between kernels
 
@@ -48,17 +49,26 @@ void attend_by_row(Gpu& gpu, const ChunkAttention& call, const Pieces& pieces,
                    std::span<const size_t> sequences, Attend a, DType kv) {
   const AttendByRow rows(gpu, pieces, a, kv);
   rows.choose(a);
-  if (a.chosen != nullptr && a.top > 0 && pieces.rows() <= kFewRows * pieces.count) {
+  if (a.chosen != nullptr && a.top > 0 && pieces.rows() * a.heads * a.stride <= kMostNear) {
     std::array<NearChunks::Slots, kSequences> slots{};
     for (size_t p = 0; p < sequences.size(); ++p) {
       const KvChunks& store = call.kv[sequences[p]];
-      if (store.far == 0 || pieces.of[p].rows > kFewRows) continue;
+      if (store.far == 0) continue;
       const int64_t choices = int64_t{pieces.of[p].rows} * a.top;
       if (BesideStore* const kept = beside(store)) slots[p] = kept->near.slots(gpu, store, a.heads, choices);
     }
     bring_near(gpu, pieces, a, std::span(slots).first(sequences.size()), kv);
   }
   rows.attend(a);
+}
+
+/// Whether rows are taken one by one: when they are few, or when what they choose is a small part of what
+/// lies far, all of which comes near for many.
+bool few_rows_of(const Pieces& pieces, int64_t top) {
+  if (pieces.rows() <= kFewRows * pieces.count) return true;
+  int64_t far = 0;
+  for (int i = 0; i < pieces.count; ++i) far += pieces.of[i].kv.far;
+  return top > 0 && far > 0 && 4 * pieces.rows() * top <= far;
 }
 
 }  // namespace
@@ -82,7 +92,7 @@ void chunk_attention(Gpu& gpu, const ChunkAttention& call, Precision precision) 
   for_pieces(gpu, call, rows, [&](Pieces& pieces, std::span<const size_t> sequences) {
     const Arena::Scope scope(gpu.scratch());
     const int64_t first = pieces.first_row(), width = heads * kHeadSize;
-    const bool few = pieces.rows() <= kFewRows * pieces.count;
+    const bool few = few_rows_of(pieces, top);
     Attend a{};
     a.q = call.q.as<float>() + first * width;
     a.heads = static_cast<int32_t>(heads);
