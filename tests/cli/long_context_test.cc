@@ -38,7 +38,7 @@ TEST_F(LongContextTest, EveryPolicyTypeAndSelectionRuns) {
 
 TEST_F(LongContextTest, WrongValues) {
   expect_error(run_program(generate({"--kv", "forget"})), 2,
-               {"--kv forget", "full, disk[:FOLDER] or bounded"});
+               {"--kv forget", "full, host[:GB], disk[:FOLDER] or bounded"});
   expect_error(run_program(generate({"--kv", "bounded:100,90,80"})), 2, {"window"});
   expect_error(run_program(generate({"--select", "best"})), 2, {"--select best"});
   expect_error(run_program(generate({"--kv-dtype", "q4"})), 2, {"--kv-dtype"});
