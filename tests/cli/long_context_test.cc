@@ -25,8 +25,9 @@ TEST_F(LongContextTest, EveryPolicyTypeAndSelectionRuns) {
   const Result full = run_program(generate({}));
   ASSERT_EQ(full.code, 0) << full.err;
   EXPECT_EQ(run_program(generate({"--kv", "disk"})).out, full.out);
+  EXPECT_EQ(run_program(generate({"--kv", "host:0.5"})).out, full.out);
   EXPECT_EQ(run_program(generate({"--kv", "disk:" + file(""), "--kv-dtype", "bf16"})).out, full.out);
-  for (const char* kv : {"full", "disk", "bounded", "bounded:200,50,100"}) {
+  for (const char* kv : {"full", "host", "disk", "bounded", "bounded:200,50,100"}) {
     for (const char* dtype : {"f32", "bf16", "int8"}) {
       for (const char* select : {"mean", "max:16", "full"}) {
         const Result result = run_program(generate({"--kv", kv, "--kv-dtype", dtype, "--select", select}));
