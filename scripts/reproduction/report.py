@@ -126,9 +126,7 @@ def needles(results, pictures):
                                    f"`{shown}`: {grid['title'].lower()} in {folder.name}, by length and depth")
             if picture:
                 parts.append(picture)
-    if empty:
-        parts.append(f"{MISSING.capitalize()}: {'; '.join(empty)}.")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, measured([], [], empty)] if empty else parts)
 
 
 def losses(results, pictures):
