@@ -34,22 +34,26 @@ __device__ __forceinline__ void copy_part(const std::byte* from, std::byte* to, 
   }
 }
 
-/// Head `head` of a page into the layout of chunk_bytes_of_head().
-__device__ __forceinline__ void copy_head(const KvPage& page, int64_t head, int64_t chunk_size, int64_t bytes,
-                                          std::byte* to, int part, int parts) {
-  copy_part(static_cast<const std::byte*>(page.keys) + head * bytes, to, bytes, part, parts);
-  copy_part(static_cast<const std::byte*>(page.values) + head * bytes, to + bytes, bytes, part, parts);
-  if (page.key_scales == nullptr || part != 0) return;
-  auto* const scales = reinterpret_cast<float*>(to + 2 * bytes);
-  for (int64_t i = threadIdx.x; i < chunk_size; i += kThreads) {
-    scales[i] = page.key_scales[head * chunk_size + i];
-    scales[chunk_size + i] = page.value_scales[head * chunk_size + i];
-  }
+/// Room for `heads` heads of a chunk at `at`: keys of all, values, scales of keys, scales of values.
+__device__ __forceinline__ KvPage room_at(std::byte* at, int64_t heads, int64_t chunk_size, int64_t bytes) {
+  auto* const scales = reinterpret_cast<float*>(at + 2 * heads * bytes);
+  return {at, at + heads * bytes, nullptr, scales, scales + heads * chunk_size, nullptr};
 }
 
-__device__ __forceinline__ HeadRows rows_at(const std::byte* at, int64_t chunk_size, int64_t bytes) {
-  const auto* scales = reinterpret_cast<const float*>(at + 2 * bytes);
-  return {at, at + bytes, scales, scales + chunk_size};
+/// Head `head` of a page to head `to_head` of a room.
+__device__ __forceinline__ void copy_head(const KvPage& page, int64_t head, const KvPage& to, int64_t to_head,
+                                          int64_t chunk_size, int64_t bytes, int part, int parts) {
+  const auto copy = [&](const void* from, void* room) {
+    copy_part(static_cast<const std::byte*>(from) + head * bytes,
+              static_cast<std::byte*>(room) + to_head * bytes, bytes, part, parts);
+  };
+  copy(page.keys, to.keys);
+  copy(page.values, to.values);
+  if (page.key_scales == nullptr || part != 0) return;
+  for (int64_t i = threadIdx.x; i < chunk_size; i += kThreads) {
+    to.key_scales[to_head * chunk_size + i] = page.key_scales[head * chunk_size + i];
+    to.value_scales[to_head * chunk_size + i] = page.value_scales[head * chunk_size + i];
+  }
 }
 
 /// A warp for each head of one row: finds or makes room for the chunks that were chosen. `missing` [H, top]:
@@ -94,7 +98,8 @@ __global__ void __launch_bounds__(32)
       missing[head * a.top + i] = to_fill ? slot : -1;
       if (slot >= 0) {
         const int64_t place = (static_cast<int64_t>(head) * slots.count + slot) * slots.slot_bytes;
-        near[at + i] = rows_at(slots.rows + place, chunk_size, bytes);
+        const KvPage room = room_at(slots.rows + place, 1, chunk_size, bytes);
+        near[at + i] = {room.keys, room.values, room.key_scales, room.value_scales};
       }
     }
     __syncwarp();
@@ -112,8 +117,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t head = blockIdx.x / a.top;
   const int64_t at = head * slots.count + slot;
   const KvPage page = pages[slots.chunks[at] - 1];
-  copy_head(page, head, chunk_size, bytes, slots.rows + at * slots.slot_bytes, static_cast<int>(blockIdx.y),
-            static_cast<int>(gridDim.y));
+  copy_head(page, head, room_at(slots.rows + at * slots.slot_bytes, 1, chunk_size, bytes), 0, chunk_size,
+            bytes, static_cast<int>(blockIdx.y), static_cast<int>(gridDim.y));
 }
 
 /// Block (chunk, head of those that are brought, part): writes the table too, in which far pages lie so that
@@ -127,28 +132,16 @@ __global__ void __launch_bounds__(kThreads)
   KvPage page = pages[chunk];
   const int64_t heads = gridDim.y, scale_bytes = chunk_size * static_cast<int64_t>(sizeof(float));
   if (chunk < far) {
-    // [keys of all heads, values, scales of keys, scales of values], as copy_head() has them of one.
-    std::byte* const keys =
-        rows + chunk * heads * (2 * bytes + (page.key_scales != nullptr ? 2 : 0) * scale_bytes);
-    std::byte *const values = keys + heads * bytes, *const scales = values + heads * bytes;
-    const int64_t head = blockIdx.y, from = first_head + head;
-    const int part = static_cast<int>(blockIdx.z), parts = static_cast<int>(gridDim.z);
-    copy_part(static_cast<const std::byte*>(page.keys) + from * bytes, keys + head * bytes, bytes, part,
-              parts);
-    copy_part(static_cast<const std::byte*>(page.values) + from * bytes, values + head * bytes, bytes, part,
-              parts);
+    const int64_t of_head = 2 * bytes + (page.key_scales != nullptr ? 2 * scale_bytes : 0);
+    const KvPage room = room_at(rows + chunk * heads * of_head, heads, chunk_size, bytes);
+    copy_head(page, first_head + blockIdx.y, room, blockIdx.y, chunk_size, bytes,
+              static_cast<int>(blockIdx.z), static_cast<int>(gridDim.z));
+    page.keys = static_cast<std::byte*>(room.keys) - first_head * bytes;
+    page.values = static_cast<std::byte*>(room.values) - first_head * bytes;
     if (page.key_scales != nullptr) {
-      auto* const key_scales = reinterpret_cast<float*>(scales);
-      float* const value_scales = key_scales + heads * chunk_size;
-      for (int64_t i = threadIdx.x; i < chunk_size && part == 0; i += kThreads) {
-        key_scales[head * chunk_size + i] = page.key_scales[from * chunk_size + i];
-        value_scales[head * chunk_size + i] = page.value_scales[from * chunk_size + i];
-      }
-      page.key_scales = key_scales - first_head * chunk_size;
-      page.value_scales = value_scales - first_head * chunk_size;
+      page.key_scales = room.key_scales - first_head * chunk_size;
+      page.value_scales = room.value_scales - first_head * chunk_size;
     }
-    page.keys = keys - first_head * bytes;
-    page.values = values - first_head * bytes;
   }
   if (threadIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0) table[chunk] = page;
 }
