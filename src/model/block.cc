@@ -44,8 +44,7 @@ void rwkv_block(Ops& ops, const RwkvBlockWeights& w, const Batch& batch, const R
 
 void before_reading(Ops& ops, const SparseBlockWeights& w, View x, const AttentionRows& rows, Arena& arena) {
   const View input = arena.take(ops.active(), x.shape());
-  ops.layer_norm(x, w.ln1.gain, w.ln1.bias, kNormEps, input);
-  attention_inputs(ops, w.att, input, rows);
+  attention_inputs(ops, w.ln1, w.att, x, input, rows);
 }
 
 void behind_reading(Ops& ops, const SparseBlockWeights& w, const Batch& batch,

@@ -9,10 +9,10 @@ void channel_mix(Ops& ops, const ChannelMixWeights& w, const Batch& batch, std::
   const int64_t R = input.rows(), C = input.channels();
   const View mixed = arena.take(ops.active(), {R, C});
   const View hidden = keep && keep->hidden ? keep->hidden : arena.take(ops.active(), {R, w.key.out()});
-  norm_shift(ops, input, keep != nullptr, w.x_k.reshaped({1, C}), batch, shift, std::span(&mixed, 1));
-  if (!keep || !keep->hidden_known) {
-    ops.linear({.x = mixed, .w = &w.key, .y = hidden, .activation = Activation::relu_squared});
-  }
+  const LinearCall key{.x = mixed, .w = &w.key, .y = hidden, .activation = Activation::relu_squared};
+  const bool known = keep && keep->hidden_known;
+  norm_shift_linear(ops, input, keep != nullptr, w.x_k.reshaped({1, C}), batch, shift, std::span(&mixed, 1),
+                    std::span(&key, known ? 0 : 1));
   if (residual) ops.linear({.x = hidden, .w = &w.value, .y = residual, .add = true});
   if (keep) *keep = {input.normed, mixed, hidden, keep->hidden_known};
 }

@@ -14,19 +14,23 @@ struct MixInput {
   int64_t channels() const { return x.dim(1); }
 };
 
-/// y[m] = n + (previous n − n) · mix[m]. `keep`: n is needed afterwards.
-inline void norm_shift(Ops& ops, const MixInput& input, bool keep, ConstView mix, const Batch& batch,
-                       std::span<void* const> last, std::span<const View> y) {
-  ops.norm_shift({.x = input.x,
-                  .gain = input.norm.gain,
-                  .bias = input.norm.bias,
-                  .eps = kNormEps,
-                  .normed = input.normed,
-                  .normed_needed = keep,
-                  .mix = mix,
-                  .offsets = batch.offsets,
-                  .last = last,
-                  .y = y});
+/// y[m] = n + (previous n − n) · mix[m], and products of that. `keep`: n and y are needed afterwards.
+inline void norm_shift_linear(Ops& ops, const MixInput& input, bool keep, ConstView mix, const Batch& batch,
+                              std::span<void* const> last, std::span<const View> y,
+                              std::span<const LinearCall> products) {
+  const NormShift norm{.x = input.x,
+                       .gain = input.norm.gain,
+                       .bias = input.norm.bias,
+                       .eps = kNormEps,
+                       .normed = input.normed,
+                       .normed_needed = keep,
+                       .mix = mix,
+                       .offsets = batch.offsets,
+                       .last = last,
+                       .y = y};
+  if (!keep) return ops.norm_shift_linear(norm, products);
+  ops.norm_shift(norm);
+  if (!products.empty()) ops.linear(products);
 }
 
 }  // namespace rwkvx

@@ -32,9 +32,12 @@ AttentionRows attention_rows(Ops& ops, int64_t rows, int64_t channels, Arena& ar
   return all;
 }
 
-void attention_inputs(Ops& ops, const AttentionWeights& w, ConstView x, const AttentionRows& rows) {
-  ops.linear(
-      std::array<LinearCall, 3>{{{x, &w.receptance, rows.q}, {x, &w.key, rows.k}, {x, &w.value, rows.v}}});
+void attention_inputs(Ops& ops, const NormWeights& ln, const AttentionWeights& w, ConstView x, View normed,
+                      const AttentionRows& rows) {
+  const std::array<LinearCall, 3> products{
+      {{normed, &w.receptance, rows.q}, {normed, &w.key, rows.k}, {normed, &w.value, rows.v}}};
+  ops.norm_shift_linear(
+      {.x = x, .gain = ln.gain, .bias = ln.bias, .eps = kNormEps, .y = std::span(&normed, 1)}, products);
 }
 
 void attention_read(Ops& ops, const Batch& batch, std::span<KvStore* const> stores, int64_t top_k,

@@ -16,10 +16,11 @@ struct AttentionRows {
 AttentionRows attention_rows(Ops& ops, int64_t rows, int64_t channels, Arena& arena);
 
 /// Top-k chunk attention in three parts, of which the second depends on how long the sequences are: the
-/// projections of x [R, C] active, the block's ln1 output; reading, with a store for each sequence, which is
-/// extended by its rows; residual += W_output · read. The same functions serve prefill and decode.
-/// docs/math/sparse_attention.md.
-void attention_inputs(Ops& ops, const AttentionWeights& w, ConstView x, const AttentionRows& rows);
+/// projections of the norm of x [R, C] real, with room for it, [R, C] active; reading, with a store for each
+/// sequence, which is extended by its rows; residual += W_output · read. The same functions serve prefill and
+/// decode. docs/math/sparse_attention.md.
+void attention_inputs(Ops& ops, const NormWeights& ln, const AttentionWeights& w, ConstView x, View normed,
+                      const AttentionRows& rows);
 void attention_read(Ops& ops, const Batch& batch, std::span<KvStore* const> stores, int64_t top_k,
                     const AttentionRows& rows);
 void attention_output(Ops& ops, const AttentionWeights& w, const AttentionRows& rows, View residual);

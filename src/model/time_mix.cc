@@ -13,7 +13,6 @@ void time_mix(Ops& ops, const TimeMixWeights& w, const Batch& batch, const TimeM
 
   const std::array<View, 6> mixed{active(C), active(C), active(C), active(C), active(C), active(C)};
   const auto& [xr, xw, xk, xv, xa, xg] = mixed;
-  norm_shift(ops, input, keep != nullptr, w.mix, batch, state.shift, mixed);
 
   const TimeMixKept given = keep ? *keep : TimeMixKept();
   const auto real_unless = [&](View own) { return own ? own : real(C); };
@@ -38,7 +37,9 @@ void time_mix(Ops& ops, const TimeMixWeights& w, const Batch& batch, const TimeM
                                           {rate_down, &w.a2, rate},
                                           {gate_down, &w.g2, g},
                                           {value_down, &w.v2, value_gate}}};
-  if (!given.projections_known) ops.linear(std::span(first).first(first_block ? 6 : 7));
+  const size_t products = given.projections_known ? 0 : (first_block ? 6 : 7);
+  norm_shift_linear(ops, input, keep != nullptr, w.mix, batch, state.shift, mixed,
+                    std::span(first).first(products));
   ops.linear(std::span(second).first(first_block ? 3 : 4));
 
   const View decay_factor = real(C), removal = real(C), replacement = real(C), read = real_unless(given.read);

@@ -33,6 +33,15 @@ void Ops::norm_shift(const NormShift& call) {
   token_shift(call.normed, call.mix, call.offsets, call.last, call.y);
 }
 
+void Ops::norm_shift_linear(const NormShift& norm, std::span<const LinearCall> calls) {
+  if (norm.mix) {
+    norm_shift(norm);
+  } else {
+    layer_norm(norm.x, norm.gain, norm.bias, norm.eps, norm.y[0]);
+  }
+  linear(calls);
+}
+
 void Ops::wkv7_step(const Wkv7Step& call) {
   wkv7_operands(call.operands);
   wkv7(call.recurrence);

@@ -244,6 +244,9 @@ class Ops {
 
   /// Fused operations: the defaults call those that they are made of.
   virtual void norm_shift(const NormShift& call);
+  /// norm_shift(), or with an empty mix layer_norm() to y[0], and then linear(): each call's x is one of
+  /// norm.y, which are room for temporaries and hold anything afterwards.
+  virtual void norm_shift_linear(const NormShift& norm, std::span<const LinearCall> calls);
   virtual void wkv7_step(const Wkv7Step& call);
 
   /// Stores the rows of sequence s as the last tokens of kv[s] (room is there) and adds them to key_sums, in

@@ -115,6 +115,7 @@ void copy_async_wait() {}
 inline float exp2_fast(float x) { return exp2f(x); }
 inline uint4 load_once(const uint4* p) { return *p; }
 inline void prefetch_l2(const void*) {}
+inline int32_t take_ticket(int32_t* tickets) { return atomicAdd(tickets, 1); }
 inline uint32_t pack_bf16(float low, float high) {
   const auto one = [](float x) {
     const uint32_t u = __float_as_uint(x);

@@ -10,6 +10,7 @@ Cases layer_norm_cases(Precision precision);
 Cases token_shift_cases(Precision precision);
 Cases gather_rows_cases(Precision precision);
 Cases linear_cases(Precision precision);
+Cases norm_shift_linear_cases(Precision precision);
 Cases wkv7_operands_cases(Precision precision);
 Cases wkv7_cases(Precision precision);
 Cases wkv7_output_cases(Precision precision);

@@ -113,7 +113,114 @@ struct LinearCase final : OpCase {
   }
 };
 
+/// norm_shift_linear() with `mixes` inputs (0: a norm alone), the products of which are one to an input, and
+/// one more of the last.
+struct NormLinear final : OpCase {
+  int64_t width, mixes, out;
+  std::vector<int64_t> offsets;
+  DType weight;
+  Precision precision;
+  NormLinear(int64_t c, int64_t m, int64_t o, std::vector<int64_t> rows, DType w, Precision q)
+      : width(c), mixes(m), out(o), offsets(std::move(rows)), weight(w), precision(q) {}
+
+  std::string describe() const override {
+    return fmt::format("norm_shift_linear C={} M={} → {} {} offsets {}", width, mixes, out, name(weight),
+                       fmt::join(offsets, " "));
+  }
+  int64_t products() const { return std::max<int64_t>(mixes, 1) + 1; }
+  bool adds(int64_t product) const { return product == 0; }
+
+  void run(Run& run) const override {
+    const Shape all{offsets.back(), width};
+    const double deviation = 1 / std::sqrt(static_cast<double>(width));
+    rwkvx::NormShift norm;
+    norm.x = run.input("x", kReal, all, [](Random& random) { return 1 + 2 * random.normal(); });
+    norm.gain = run.input("gain", kReal, {width}, [](Random& random) { return 1 + 0.1 * random.normal(); });
+    norm.bias = run.input("bias", kReal, {width}, normal(0.1));
+    std::vector<void*> last;
+    if (mixes > 0) {
+      norm.mix = run.input("mix", kReal, {mixes, width}, uniform(0, 1));
+      for (size_t s = 0; s + 1 < offsets.size(); ++s) {
+        last.push_back(run.inout(fmt::format("last{}", s), kReal, {width}, normal()).data());
+      }
+    }
+    norm.offsets = offsets;
+    norm.last = last;
+    Buffer normed(run.ops().real(), all, run.ops().allocator());
+    norm.normed = normed;
+    std::vector<Buffer> rooms;
+    for (int64_t m = 0; m < std::max<int64_t>(mixes, 1); ++m) {
+      rooms.emplace_back(run.ops().active(), all, run.ops().allocator());
+    }
+    const std::vector<View> y(rooms.begin(), rooms.end());
+    norm.y = y;
+    std::vector<Matrix> matrices;
+    std::vector<LinearCall> calls;
+    for (int64_t i = 0; i < products(); ++i) {
+      matrices.push_back(run.ops().prepare(
+          run.input(fmt::format("w{}", i), fixed(weight), {out + 8 * i, width}, normal(deviation))));
+    }
+    for (int64_t i = 0; i < products(); ++i) {
+      const Shape shape{offsets.back(), out + 8 * i};
+      const std::string to = fmt::format("y{}", i);
+      calls.push_back({.x = y[std::min(static_cast<size_t>(i), y.size() - 1)],
+                       .w = &matrices[static_cast<size_t>(i)],
+                       .y = adds(i) ? run.inout(to, kReal, shape, normal()) : run.output(to, kReal, shape),
+                       .add = adds(i)});
+    }
+    run.ops().norm_shift_linear(norm, calls);
+  }
+
+  /// The norm as norm_shift's: its rows have ‖n‖ ≤ √C · (max|gain| + max|bias|), and so have what lies
+  /// between two of them, times √2 in all but odd cases; rounded to bf16 before the product.
+  Tolerance tolerance(const Run& reference, const std::string& output) const override {
+    const double gain = reference.max_abs("gain"), bias = reference.max_abs("bias");
+    const double norm = (gain * sum_error(width) * (11 * 0.6 + 6) + 4 * kF32 * (6 * gain + bias)) +
+                        3 * kF32 * 3 * (6 * gain + bias);
+    if (output.starts_with("last")) return {norm, 0};
+    const std::string w = "w" + output.substr(1);
+    const double root = std::sqrt(static_cast<double>(width)), length = 2 * root * (gain + bias),
+                 weights = reference.max_norm(w, width);
+    double error = weights * (norm * root + sum_error(width) * length);
+    if (reference.rounds_to_bf16()) error += weights * length * kBf16;
+    if (is_quantised(weight) && precision == Precision::bf16) {
+      error += std::max(weights * root * 12 / 254, kBf16 * length * weights);
+    }
+    return {error, adds(output[1] - '0') ? 2 * kF32 : 0};
+  }
+  double norm_bound(const Run& reference, const std::string& output) const override {
+    if (output.starts_with("last")) return OpCase::norm_bound(reference, output);
+    const double bf16 = reference.rounds_to_bf16() ? kBf16 : 0;
+    if (is_quantised(weight) && precision == Precision::bf16) return 0.012 + bf16;
+    return OpCase::norm_bound(reference, output) + bf16;
+  }
+};
+
 }  // namespace
+
+Cases norm_shift_linear_cases(Precision precision) {
+  Cases cases;
+  const auto add = [&](int64_t width, int64_t mixes, int64_t out, std::vector<int64_t> offsets,
+                       DType weight) {
+    cases.push_back(std::make_unique<NormLinear>(width, mixes, out, std::move(offsets), weight, precision));
+  };
+  for (const DType weight : {DType::f32, DType::bf16, DType::f16, DType::q8_0, DType::q4_0}) {
+    for (const int64_t mixes : {0, 1, 6}) {
+      add(64, mixes, 24, {0, 1}, weight);
+      add(768, mixes, 96, {0, 1}, weight);
+      add(192, mixes, 40, {0, 1, 2, 5}, weight);
+    }
+  }
+  for (const DType weight : {DType::q4_k, DType::q5_k, DType::q6_k}) {
+    for (const int64_t mixes : {0, 6}) add(512, mixes, 48, {0, 1}, weight);
+  }
+  // So many outputs that blocks go from one product to the next, and take a third of a product.
+  add(128, 6, 4600, {0, 1}, DType::bf16);
+  add(256, 1, 9000, {0, 1}, DType::bf16);
+  add(2560, 6, 64, {0, 1}, DType::bf16);
+  add(4160, 1, 32, {0, 1}, DType::bf16);
+  return cases;
+}
 
 Cases linear_cases(Precision precision) {
   Cases cases;

@@ -13,6 +13,7 @@ const std::vector<std::pair<std::string, std::function<Cases(Precision)>>>& oper
       {"wkv7", wkv7_cases},
       {"wkv7_output", wkv7_output_cases},
       {"norm_shift", norm_shift_cases},
+      {"norm_shift_linear", norm_shift_linear_cases},
       {"wkv7_step", wkv7_step_cases},
       {"kv_append", kv_append_cases},
       {"kv_keep", kv_keep_cases},

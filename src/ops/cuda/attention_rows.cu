@@ -365,8 +365,8 @@ AttendByRow::AttendByRow(Gpu& gpu, const Pieces& pieces, const Attend& a, DType 
     const int64_t seen = piece.dense != 0 ? own : std::min<int64_t>(own, a.top);
     most = std::max(most, std::min((seen + 1) * piece.kv.chunk_size, piece.position + piece.rows));
   }
-  // Some eight blocks for each multiprocessor, of whole steps.
-  const int64_t wanted = most * all_ / (8 * gpu.multiprocessors());
+  // Some sixteen blocks for each multiprocessor, of whole steps.
+  const int64_t wanted = most * all_ / (16 * gpu.multiprocessors());
   share_ = std::max<int64_t>({wanted, most / kMostSplits, 1}) / kTokens * kTokens + kTokens;
   splits_ = (most + share_ - 1) / share_;
   tickets_ = gpu.scratch().take(DType::i32, {all_}).as<int32_t>();

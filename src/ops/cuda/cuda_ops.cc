@@ -60,6 +60,9 @@ class CudaOps final : public Ops {
   void wkv7_output(const Wkv7Output& call) override { cuda::wkv7_output(gpu_, call); }
 
   void norm_shift(const NormShift& call) override { cuda::norm_shift(gpu_, call); }
+  void norm_shift_linear(const NormShift& norm, std::span<const LinearCall> calls) override {
+    cuda::norm_shift_linear(gpu_, norm, calls);
+  }
   void wkv7_step(const Wkv7Step& call) override { cuda::wkv7_step(gpu_, call, precision_); }
 
   void kv_append(ConstView k, ConstView v, std::span<const int64_t> offsets,

@@ -17,8 +17,10 @@ constexpr int kOutputs = kThreads / 32 / kSplits * 64;  // of a block
 constexpr int kMostInputs = 1024;                       // of a block: 4 of a thread
 constexpr int kPartialFloats = kOutputs + 4;            // of a row of partial sums
 constexpr int kValues = kMostInputs + 8;                // of a row of listed values: no bank conflicts
-constexpr int kAhead = 3;                               // steps of 16 inputs that are under way
 
+/// Steps of 16 inputs that are under way.
+template <int Sets>
+constexpr int kAhead = Sets == 1 ? 4 : 3;
 /// Listed values of the rows, later partial sums.
 template <int Sets>
 constexpr int kSharedBytes = std::max(2 * 8 * Sets * kValues, 4 * kSplits * 8 * Sets * kPartialFloats);
@@ -31,6 +33,8 @@ __device__ __forceinline__ void add_parts(const float* sums, int rows, int parts
     const int row = i / kOutputs, at = first + i % kOutputs;
     if (at >= out) continue;
     const float* from = sums + static_cast<int64_t>(row) * parts * out + at;
+    const int64_t place = static_cast<int64_t>(row) * out + at;
+    const float before = result.add ? static_cast<const float*>(result.y)[place] : 0.0f;
     float total = 0.0f;
     for (int part = 0; part < parts; part += kTogether) {
       float values[kTogether];
@@ -41,7 +45,11 @@ __device__ __forceinline__ void add_parts(const float* sums, int rows, int parts
 #pragma unroll
       for (int p = 0; p < kTogether; ++p) total += values[p];
     }
-    store_result(result, static_cast<int64_t>(row) * out + at, total);
+    if (result.add) {
+      static_cast<float*>(result.y)[place] = before + total;
+    } else {
+      store_result(result, place, total);
+    }
   }
 }
 
@@ -121,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int split = warp % kSplits,
             column = static_cast<int>(blockIdx.x) * kOutputs + warp / kSplits * 64 + 8 * g;
   const Bf16* from = w + min(column, out - 8);  // out is a multiple of 8
-  uint4 under_way[kAhead][4];
+  uint4 under_way[kAhead<Sets>][4];
   const auto load = [&](uint4(&to)[4], int step) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -132,15 +140,15 @@ __global__ void __launch_bounds__(kThreads, 2)
   };
   float sum[8][4] = {};
 #pragma unroll
-  for (int a = 0; a < kAhead; ++a) {
+  for (int a = 0; a < kAhead<Sets>; ++a) {
     if (split + a * kSplits < steps) load(under_way[a], split + a * kSplits);
   }
   // Rows behind the last repeat it and are not stored.
   const uint16_t* row0 = values + min(g, rows - 1) * kValues + 2 * t;
   const uint16_t* row8 = values + min(g + 8, rows - 1) * kValues + 2 * t;
-  for (int step = split; step < steps; step += kAhead * kSplits) {
+  for (int step = split; step < steps; step += kAhead<Sets> * kSplits) {
 #pragma unroll
-    for (int a = 0; a < kAhead; ++a) {
+    for (int a = 0; a < kAhead<Sets>; ++a) {
       const int now = step + a * kSplits;
       if (now >= steps) break;
       uint32_t v[4] = {*reinterpret_cast<const uint32_t*>(row0 + 16 * now), 0,
@@ -158,7 +166,7 @@ __global__ void __launch_bounds__(kThreads, 2)
         const uint32_t halves = j % 2 == 0 ? 0x5410u : 0x7632u;
         mma_bf16(sum[j], v, {pick_bytes(word(0), word(1), halves), pick_bytes(word(2), word(3), halves)});
       }
-      const int next = now + kAhead * kSplits;
+      const int next = now + kAhead<Sets> * kSplits;
       if (next < steps) load(under_way[a], next);
     }
   }
@@ -188,13 +196,11 @@ __global__ void __launch_bounds__(kThreads, 2)
     sums[(static_cast<int64_t>(row) * gridDim.y + blockIdx.y) * out + at] = total;
   }
 
-  __threadfence();
   __syncthreads();
-  if (thread == 0) counts[0] = atomicAdd(tickets + blockIdx.x, 1);
+  if (thread == 0) counts[0] = take_ticket(tickets + blockIdx.x);
   __syncthreads();
   const int parts = static_cast<int>(gridDim.y);
   if (counts[0] != parts - 1) return;
-  __threadfence();
   if (thread == 0) tickets[blockIdx.x] = 0;
   add_parts(sums, rows, parts, out, static_cast<int>(blockIdx.x) * kOutputs, result);
 }

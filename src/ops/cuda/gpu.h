@@ -20,6 +20,7 @@ void check(cudaError_t result, std::string_view what);
 struct Grid {
   dim3 blocks, threads;
   size_t shared_bytes = 0;  ///< dynamic shared memory
+  int shared_percent = -1;  ///< of the first cache, as shared memory; −1: as the driver thinks
 };
 
 /// Memory on the GPU, zeroed. Stream-ordered: blocks may be released while kernels that use them run.
@@ -126,10 +127,14 @@ void launch(Gpu& gpu, const Grid& grid, void (*kernel)(Parameters...), const Arg
   config.stream = gpu.stream();
   config.attrs = &attribute;
   config.numAttrs = gpu.dependent_launches() ? 1 : 0;
-  if (grid.shared_bytes > 48 * 1024) {
+  if (grid.shared_bytes > 32 * 1024) {  // with what the kernel itself names it may be more than 48
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(grid.shared_bytes)),
           "asking for shared memory");
+  }
+  if (grid.shared_percent >= 0) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, grid.shared_percent),
+          "dividing the first cache");
   }
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), "starting a kernel");
 }

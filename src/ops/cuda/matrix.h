@@ -63,12 +63,22 @@ bool fits_few_rows(const FewRowsCall& call);
 void few_rows(Gpu& gpu, std::span<const FewRowsCall> calls);
 /// The same by tensor cores: x of bfloat16, weights of bfloat16 or quantised.
 void few_rows_tensor(Gpu& gpu, std::span<const FewRowsCall> calls);
+/// The same for one row of weights of bfloat16.
+inline constexpr int64_t kMostOneRow = 65536;  ///< inputs, which lie in shared memory
+bool fits_one_row(const FewRowsCall& call);
+void few_rows_one(Gpu& gpu, std::span<const FewRowsCall> calls);
+/// With norm_shift() of the row within it, if that is possible and worth it: not for a single product, which
+/// takes as long with the norm as behind it. Otherwise false.
+inline constexpr size_t kFewestNormed = 2;
+inline constexpr int64_t kMostNormed = 4096;  ///< channels
+bool few_rows_one_normed(Gpu& gpu, const NormShift& norm, std::span<const FewRowsCall> calls);
 /// An input_major matrix.
 void few_rows_sparse(Gpu& gpu, const FewRowsCall& call);
 /// The same by tensor cores: x and weights of bfloat16.
 void few_rows_sparse_tensor(Gpu& gpu, const FewRowsCall& call);
 
 void linear(Gpu& gpu, std::span<const LinearCall> calls);
+void norm_shift_linear(Gpu& gpu, const NormShift& norm, std::span<const LinearCall> calls);
 void linear_backward(Gpu& gpu, std::span<const LinearBackward> calls);
 
 }  // namespace rwkvx::cuda

@@ -122,6 +122,13 @@ __device__ __forceinline__ uint4 load_once(const uint4* p) {
 __device__ __forceinline__ void prefetch_l2(const void* p) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
+/// What was there before one was added. What the block wrote before a barrier is seen by who gets a later
+/// ticket, and by its block behind a barrier.
+__device__ __forceinline__ int32_t take_ticket(int32_t* tickets) {
+  int32_t ticket;
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(ticket) : "l"(tickets) : "memory");
+  return ticket;
+}
 /// Two bfloat16, rounded to nearest even.
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   uint32_t r;
