@@ -5,8 +5,9 @@
 namespace rwkvx {
 
 KvMemory::KvMemory(const KvOptions& options, Ops& ops, int64_t stores) : memory_(&ops.allocator()) {
-  if (options.policy == KvPolicy::host && &ops.host_memory() != memory_) {
-    host_ = &ops.host_memory();
+  if (options.policy == KvPolicy::host && &ops.host_memory() != memory_) host_ = &ops.host_memory();
+  maps_full_pages_ = options.policy == KvPolicy::disk && !ops.reads_host_memory();
+  if (host_ != nullptr || maps_full_pages_) {
     near_bytes_ = static_cast<uint64_t>(1e9 * options.near_gb / static_cast<double>(stores));
   }
   if (options.policy != KvPolicy::disk) return;
@@ -141,6 +142,7 @@ KvChunks KvStore::chunks() const {
   kv.observer = memory_->observer();
   kv.derived = &derived_.of;
   kv.far = static_cast<int64_t>(settled_);
+  kv.far_mapped = memory_->maps_full_pages();
   kv.near_bytes = memory_->near_bytes();
   return kv;
 }

@@ -17,9 +17,11 @@ class KvMemory {
  public:
   /// Of `stores` stores. Errors: those of FileAllocator.
   KvMemory(const KvOptions& options, Ops& ops, int64_t stores = 1);
-  Allocator& pages() { return file_ ? static_cast<Allocator&>(*file_) : *memory_; }
+  Allocator& pages() { return file_ && !maps_full_pages_ ? static_cast<Allocator&>(*file_) : *memory_; }
   /// Where pages go once they are full; null: they stay.
-  Allocator* full_pages() { return host_; }
+  Allocator* full_pages() { return maps_full_pages_ ? &*file_ : host_; }
+  /// Whether that is a mapped file which the backend's kernels cannot read.
+  bool maps_full_pages() const { return maps_full_pages_; }
   /// For copies of full pages of one store, near to what reads them.
   uint64_t near_bytes() const { return near_bytes_; }
   FileAllocator* file() { return file_ ? &*file_ : nullptr; }
@@ -37,6 +39,7 @@ class KvMemory {
   Allocator* memory_;
   Allocator* host_ = nullptr;
   uint64_t near_bytes_ = 0;
+  bool maps_full_pages_ = false;
   std::optional<FileAllocator> file_;
   Observer observer_;
 };

@@ -30,11 +30,6 @@ Model::Model(std::shared_ptr<const Checkpoint> checkpoint, std::shared_ptr<Ops> 
     : ops_(std::move(ops)), id_(next_model()), kv_(std::move(kv)), weights_(std::move(checkpoint), *ops_) {
   order_ = block_order(config());
   kv_.check(config().chunk_size);
-  if (kv_.policy == KvPolicy::disk && !ops_->reads_host_memory()) {
-    fail(
-        "--kv disk does not go with --device {}, which reads no mapped files; use --kv host, full or bounded",
-        ops_->name());
-  }
 }
 
 std::vector<KvStore*> Model::stores(const BlockRef& block, const Pass& pass) const {

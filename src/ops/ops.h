@@ -151,9 +151,11 @@ struct KvChunks {
   ReadObserver* observer = nullptr;  ///< told by chunk_attention; may be null
   std::unique_ptr<KvDerived>* derived =
       nullptr;  ///< for chunk_attention to keep beside the store; may be null
-  /// The keys and values of the first `far` chunks, all full, lie in Ops::host_memory(). Of what is read of
-  /// them, copies of up to `near_bytes` may be kept in `derived`.
+  /// The keys and values of the first `far` chunks, all full, lie in Ops::host_memory(), or if `far_mapped`
+  /// in a mapped file, which a GPU cannot read. Of what is read of them, copies of up to `near_bytes` may be
+  /// kept in `derived`.
   int64_t far = 0;
+  bool far_mapped = false;
   uint64_t near_bytes = 0;
 };
 

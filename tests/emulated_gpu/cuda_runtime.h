@@ -103,6 +103,8 @@ const std::byte* exchange(const void* mine, size_t bytes);
 unsigned lane();
 unsigned active_lanes();
 std::byte* dynamic_shared_memory();
+/// Called before (true) and behind every kernel; or empty.
+extern std::function<void(bool)> around_kernels;
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
 void require_full_mask(unsigned mask);
 

@@ -224,7 +224,10 @@ std::byte* dynamic_shared_memory() {
   return reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(machine.shared.data()) + 127) / 128 * 128);
 }
 
+std::function<void(bool)> around_kernels;
+
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread) {
+  if (around_kernels) around_kernels(true);
   const size_t threads = static_cast<size_t>(block.x) * block.y * block.z;
   if (threads == 0 || threads > 1024) stop("a block has 1 to 1024 threads");
   if (shared_bytes > 227 * 1024) stop("a block has at most 227 KiB of shared memory");
@@ -242,6 +245,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<vo
       }
     }
   }
+  if (around_kernels) around_kernels(false);
 }
 
 }  // namespace rwkvx::emulated

@@ -259,13 +259,14 @@ std::vector<Case> cases() {
   }
   // Every way to keep keys and values. The bounds make a store of 30 tokens drop some every 10.
   for (const char* backend : {"reference", "cpu", "cuda"}) {
-    const bool on_gpu = backend == std::string("cuda");  // which reads no mapped files
-    if (!on_gpu) all.push_back({"rwkvx", backend, Precision::f32, "disk", {}});
+    const bool on_gpu = backend == std::string("cuda");
+    all.push_back({"rwkvx", backend, Precision::f32, "disk", {}});
     all.push_back({"rwkvx", backend, Precision::f32, "bounded:30,7,20", {}});
     for (const char* kv : {"full", "bounded:30,7,20"}) {
       all.push_back({"rwkvx", backend, Precision::f32, kv, DType::i8});
     }
-    all.push_back({"rwkvx", backend, Precision::f32, on_gpu ? "full" : "disk", DType::bf16});
+    all.push_back({"rwkvx", backend, Precision::f32, "disk", DType::bf16});
+    if (on_gpu) all.push_back({"rwkvx", backend, Precision::bf16, "disk", DType::i8});
     // Near: nothing, and a little more than twice what a token sees, which is the least.
     all.push_back({"rwkvx", backend, Precision::f32, "host:0"});
     if (on_gpu) all.push_back({"rwkvx", backend, Precision::bf16, "host:4e-5", DType::bf16});

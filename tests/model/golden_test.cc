@@ -177,7 +177,6 @@ class KvGoldenTest : public BackendTest {
 };
 
 TEST_P(KvGoldenTest, OnDisk) {
-  if (std::get<1>(GetParam()) == std::string("cuda")) GTEST_SKIP() << "GPUs do not read mapped files";
   ASSERT_GT(golden_.logits.view().dim(1), *golden_.options.chunk_size * *golden_.options.top_k);
   const Distance d = distance(logits("disk", {}), floats(golden_.logits));
   report("logits", d);

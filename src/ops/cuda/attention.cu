@@ -44,22 +44,37 @@ void for_pieces(Gpu& gpu, const ChunkAttention& call, int64_t rows, const Each& 
   flush();
 }
 
-/// Few rows: what was chosen of far chunks comes near first.
+/// What was chosen of far chunks comes near, where all that kernels cannot read where it lies has room.
+bool bring_chosen(Gpu& gpu, const ChunkAttention& call, const Pieces& pieces,
+                  std::span<const size_t> sequences, Attend& a, DType kv) {
+  std::array<NearChunks::Slots, kSequences> slots{};
+  const bool fits = a.chosen != nullptr && pieces.rows() * a.heads * a.stride <= kMostNear;
+  for (size_t p = 0; p < sequences.size(); ++p) {
+    const KvChunks& store = call.kv[sequences[p]];
+    if (store.far == 0) continue;
+    const int64_t choices = int64_t{pieces.of[p].rows} * a.top;
+    BesideStore* const kept = fits ? beside(store) : nullptr;
+    if (kept != nullptr) slots[p] = kept->near.slots(gpu, store, a.heads, choices);
+    if (slots[p].count == 0 && store.far_mapped) return false;
+  }
+  if (fits) bring_near(gpu, pieces, a, std::span(slots).first(sequences.size()), kv);
+  return true;
+}
+
+/// `few`: as few_rows_of() says.
 void attend_by_row(Gpu& gpu, const ChunkAttention& call, const Pieces& pieces,
-                   std::span<const size_t> sequences, Attend a, DType kv) {
+                   std::span<const size_t> sequences, bool few, Attend a, DType kv) {
   const AttendByRow rows(gpu, pieces, a, kv);
   rows.choose(a);
-  if (a.chosen != nullptr && a.top > 0 && pieces.rows() * a.heads * a.stride <= kMostNear) {
-    std::array<NearChunks::Slots, kSequences> slots{};
-    for (size_t p = 0; p < sequences.size(); ++p) {
-      const KvChunks& store = call.kv[sequences[p]];
-      if (store.far == 0) continue;
-      const int64_t choices = int64_t{pieces.of[p].rows} * a.top;
-      if (BesideStore* const kept = beside(store)) slots[p] = kept->near.slots(gpu, store, a.heads, choices);
-    }
-    bring_near(gpu, pieces, a, std::span(slots).first(sequences.size()), kv);
+  const bool far = a.top > 0 && std::any_of(sequences.begin(), sequences.end(),
+                                            [&](size_t s) { return call.kv[s].far > 0; });
+  if (!far || (few && bring_chosen(gpu, call, pieces, sequences, a, kv))) return rows.attend(a, pieces);
+  // All of some heads at a time.
+  Staging staging(gpu, pieces, a.heads, kv);
+  for (; a.first_head < a.heads; a.first_head += a.some_heads) {
+    a.some_heads = static_cast<int32_t>(std::min<int64_t>(staging.heads(), a.heads - a.first_head));
+    rows.attend(a, staging.bring(a.first_head, a.some_heads));
   }
-  rows.attend(a);
 }
 
 /// Whether rows are taken one by one: when they are few, or when what they choose is a small part of what
@@ -67,7 +82,10 @@ void attend_by_row(Gpu& gpu, const ChunkAttention& call, const Pieces& pieces,
 bool few_rows_of(const Pieces& pieces, int64_t top) {
   if (pieces.rows() <= kFewRows * pieces.count) return true;
   int64_t far = 0;
-  for (int i = 0; i < pieces.count; ++i) far += pieces.of[i].kv.far;
+  for (int i = 0; i < pieces.count; ++i) {
+    if (pieces.of[i].kv.mapped != nullptr) return false;  // more than have room near
+    far += pieces.of[i].kv.far;
+  }
   return top > 0 && far > 0 && 4 * pieces.rows() * top <= far;
 }
 
@@ -111,7 +129,7 @@ void chunk_attention(Gpu& gpu, const ChunkAttention& call, Precision precision) 
       choose_chunks(gpu, pieces, a);
       attend_by_chunk(gpu, pieces, a, kv);
     } else {
-      attend_by_row(gpu, call, pieces, sequences, a, kv);
+      attend_by_row(gpu, call, pieces, sequences, few, a, kv);
     }
   });
 }

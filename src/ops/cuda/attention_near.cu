@@ -1,6 +1,8 @@
 #include <algorithm>
+#include <vector>
 
 #include "ops/cuda/attention_near.h"
+#include "ops/cuda/kv_pages.h"
 
 namespace rwkvx::cuda {
 namespace {
@@ -35,7 +37,8 @@ __device__ __forceinline__ void copy_part(const std::byte* from, std::byte* to, 
 }
 
 /// Room for `heads` heads of a chunk at `at`: keys of all, values, scales of keys, scales of values.
-__device__ __forceinline__ KvPage room_at(std::byte* at, int64_t heads, int64_t chunk_size, int64_t bytes) {
+__host__ __device__ __forceinline__ KvPage room_at(std::byte* at, int64_t heads, int64_t chunk_size,
+                                                   int64_t bytes) {
   auto* const scales = reinterpret_cast<float*>(at + 2 * heads * bytes);
   return {at, at + heads * bytes, nullptr, scales, scales + heads * chunk_size, nullptr};
 }
@@ -149,6 +152,44 @@ __global__ void __launch_bounds__(kThreads)
 /// Blocks that share a copy of `bytes`.
 unsigned parts_of(int64_t bytes) { return std::clamp(blocks_for(bytes, 16 * kThreads * kAhead), 1u, 16u); }
 
+/// Heads first … first + heads − 1 of a chunk that only the host reads, to a room.
+void bring_from_host(Gpu& gpu, const KvChunks& store, int64_t chunk, int64_t first, int64_t heads,
+                     const KvPage& room, int64_t bytes) {
+  const auto c = static_cast<size_t>(chunk);
+  const auto bring = [&](const void* from, void* to, int64_t of_head) {
+    const auto* const at = static_cast<const std::byte*>(from) + first * of_head;
+    const auto all = static_cast<size_t>(heads * of_head);
+    // All of it is read at once, as by many.
+    if (store.observer != nullptr) store.observer->read(at, all, 2);
+    gpu.upload(at, to, all);
+  };
+  bring(store.keys[c], room.keys, bytes);
+  bring(store.values[c], room.values, bytes);
+  if (store.dtype != DType::i8) return;
+  const int64_t scale_bytes = store.chunk_size * static_cast<int64_t>(sizeof(float));
+  bring(store.key_scales[c], room.key_scales, scale_bytes);
+  bring(store.value_scales[c], room.value_scales, scale_bytes);
+}
+
+/// As fill_kernel, of chunks that only the host reads. `row` of the launch.
+void fill_from_host(Gpu& gpu, const NearChunks::Slots& slots, const Attend& a, int64_t row,
+                    const KvChunks& store, int64_t bytes, const int32_t* missing) {
+  const auto heads = static_cast<size_t>(a.heads), top = static_cast<size_t>(a.top),
+             stride = static_cast<size_t>(a.stride);
+  std::vector<int32_t> chosen(heads * stride), empty(heads * top);
+  gpu.download(a.chosen + row * a.heads * a.stride, chosen.data(), chosen.size() * sizeof(int32_t));
+  gpu.download(missing, empty.data(), empty.size() * sizeof(int32_t));
+  for (size_t h = 0; h < heads; ++h) {
+    for (size_t i = 0; i < top; ++i) {
+      const int32_t slot = empty[h * top + i];
+      if (slot < 0) continue;
+      const int64_t place = (static_cast<int64_t>(h) * slots.count + slot) * slots.slot_bytes;
+      bring_from_host(gpu, store, chosen[h * stride + i], static_cast<int64_t>(h), 1,
+                      room_at(slots.rows + place, 1, store.chunk_size, bytes), bytes);
+    }
+  }
+}
+
 }  // namespace
 
 void bring_near(Gpu& gpu, const Pieces& pieces, Attend& a, std::span<const NearChunks::Slots> slots,
@@ -166,9 +207,13 @@ void bring_near(Gpu& gpu, const Pieces& pieces, Attend& a, std::span<const NearC
     const Piece& piece = pieces.of[p];
     const int64_t bytes = row_bytes_of_head(piece.kv.chunk_size, kv);
     for (int64_t row = 0; row < piece.rows; ++row) {
-      launch(gpu, {static_cast<unsigned>(a.heads), 32}, assign_kernel, own, a,
-             piece.row - pieces.first_row() + row, static_cast<int32_t>(piece.kv.far), piece.kv.chunk_size,
-             bytes, near, missing);
+      const int64_t of_launch = piece.row - pieces.first_row() + row;
+      launch(gpu, {static_cast<unsigned>(a.heads), 32}, assign_kernel, own, a, of_launch,
+             static_cast<int32_t>(piece.kv.far), piece.kv.chunk_size, bytes, near, missing);
+      if (piece.kv.mapped != nullptr) {
+        fill_from_host(gpu, own, a, of_launch, *piece.kv.mapped, bytes, missing);
+        continue;
+      }
       launch(gpu, {dim3(static_cast<unsigned>(a.heads * a.top), parts_of(bytes)), kThreads}, fill_kernel, own,
              a, piece.kv.pages, piece.kv.chunk_size, bytes, missing);
     }
@@ -193,6 +238,33 @@ Staging::Staging(Gpu& gpu, const Pieces& pieces, int64_t heads, DType kv)
       gpu.scratch().take(DType::u8, {pages * static_cast<int64_t>(sizeof(KvPage))}).data());
 }
 
+void Staging::bring_by_kernel(const Piece& piece, int32_t first, int32_t count, std::byte* rows,
+                              KvPage* table) {
+  const int64_t bytes = row_bytes_of_head(piece.kv.chunk_size, kv_);
+  const dim3 blocks(static_cast<unsigned>(piece.chunks()), static_cast<unsigned>(count), parts_of(bytes));
+  launch(gpu_, {blocks, kThreads}, stage_kernel, piece.kv.pages, static_cast<int32_t>(piece.kv.far), first,
+         piece.kv.chunk_size, bytes, rows, table);
+}
+
+void Staging::bring_by_host(const Piece& piece, int32_t first, int32_t count, std::byte* rows,
+                            KvPage* table) {
+  const int64_t chunk_size = piece.kv.chunk_size, bytes = row_bytes_of_head(chunk_size, kv_),
+                all = count * chunk_bytes_of_head(chunk_size, kv_);
+  std::vector<KvPage> pages = pages_of(*piece.kv.mapped);
+  pages.resize(static_cast<size_t>(piece.chunks()));
+  for (int64_t c = 0; c < piece.kv.far; ++c) {
+    const KvPage room = room_at(rows + c * all, count, chunk_size, bytes);
+    bring_from_host(gpu_, *piece.kv.mapped, c, first, count, room, bytes);
+    KvPage& page = pages[static_cast<size_t>(c)];
+    page.keys = static_cast<std::byte*>(room.keys) - first * bytes;
+    page.values = static_cast<std::byte*>(room.values) - first * bytes;
+    if (page.key_scales == nullptr) continue;
+    page.key_scales = room.key_scales - first * chunk_size;
+    page.value_scales = room.value_scales - first * chunk_size;
+  }
+  gpu_.upload(pages.data(), table, pages.size() * sizeof(KvPage));
+}
+
 Pieces Staging::bring(int32_t first, int32_t count) {
   Pieces near = pieces_;
   if (far_ == 0) return near;
@@ -201,10 +273,11 @@ Pieces Staging::bring(int32_t first, int32_t count) {
   for (int p = 0; p < near.count; ++p) {
     Piece& piece = near.of[p];
     if (piece.kv.far == 0) continue;
-    const int64_t bytes = row_bytes_of_head(piece.kv.chunk_size, kv_);
-    const dim3 blocks(static_cast<unsigned>(piece.chunks()), static_cast<unsigned>(count), parts_of(bytes));
-    launch(gpu_, {blocks, kThreads}, stage_kernel, piece.kv.pages, static_cast<int32_t>(piece.kv.far), first,
-           piece.kv.chunk_size, bytes, rows, table);
+    if (piece.kv.mapped != nullptr) {
+      bring_by_host(piece, first, count, rows, table);
+    } else {
+      bring_by_kernel(piece, first, count, rows, table);
+    }
     piece.kv.pages = table;
     table += piece.chunks();
     rows += piece.kv.far * count * chunk_bytes_of_head(piece.kv.chunk_size, kv_);

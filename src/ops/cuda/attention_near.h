@@ -3,8 +3,9 @@
 #include "ops/cuda/attention_parts.h"
 #include "ops/cuda/near_chunks.h"
 
-/// Chunks that lie in the host's memory (KvChunks::far), brought near before attention reads them: for few
-/// rows those that were chosen, which are kept for the rows to come; for many rows all of some heads.
+/// Chunks that lie in the host's memory or in a mapped file (KvChunks::far), brought near before attention
+/// reads them: for few rows those that were chosen, which are kept for the rows to come; for many rows all of
+/// some heads.
 namespace rwkvx::cuda {
 
 /// Brings what a.chosen says near, and sets a.near. `slots`: one for each piece, of few rows.
@@ -21,6 +22,10 @@ class Staging {
   Pieces bring(int32_t first, int32_t count);
 
  private:
+  /// One piece's chunks to `rows`, and its pages to `table`.
+  void bring_by_kernel(const Piece& piece, int32_t first, int32_t count, std::byte* rows, KvPage* table);
+  void bring_by_host(const Piece& piece, int32_t first, int32_t count, std::byte* rows, KvPage* table);
+
   Gpu& gpu_;
   const Pieces& pieces_;
   DType kv_;

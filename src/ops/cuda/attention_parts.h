@@ -58,6 +58,7 @@ struct Attend {
   float* lse;  // [R, H] or null
   void* y;     // [R, C]
   bool y_bf16;
+  int32_t first_head = 0, some_heads = 0;  // for AttendByRow: those that are attended to; 0: all
 };
 
 inline constexpr float kLog2E = 1.4426950408889634f;
@@ -84,7 +85,8 @@ class AttendByRow {
   AttendByRow(Gpu& gpu, const Pieces& pieces, const Attend& a, DType kv);
   /// Writes a.chosen, where anybody wants it.
   void choose(const Attend& a) const;
-  void attend(const Attend& a) const;
+  /// To pieces that lie like those of the constructor, perhaps elsewhere.
+  void attend(const Attend& a, const Pieces& pieces) const;
 
  private:
   Gpu& gpu_;

@@ -163,8 +163,8 @@ __device__ __forceinline__ HeadRows rows_of_head(const Kv& kv, uint32_t chunk, u
   return rows;
 }
 
-/// Block (row · H + head, split): of the tokens that the row sees, one chunk after another, `share` from
-/// split · share on. The last block of a row and head to end adds up the others'.
+/// Block (row · heads + head, split), of a.some_heads: of the tokens that the row sees, one chunk after
+/// another, `share` from split · share on. The last block of a row and head to end adds up the others'.
 template <typename T>
 __global__ void __launch_bounds__(kAttendThreads)
     attend_kernel(const __grid_constant__ Pieces pieces, Attend a, int64_t first, uint32_t share,
@@ -179,9 +179,9 @@ __global__ void __launch_bounds__(kAttendThreads)
   allow_next_kernel();
   wait_for_previous_kernel();
   const auto sums = reinterpret_cast<float(*)[kHead]>(sums4);
-  const int64_t index = first + blockIdx.x;
-  const int64_t row = index / a.heads;
-  const auto head = static_cast<uint32_t>(index % a.heads);
+  const int64_t item = first + blockIdx.x, row = item / a.some_heads;
+  const auto head = static_cast<uint32_t>(a.first_head + item % a.some_heads);
+  const int64_t index = row * a.heads + head;
   const Piece& piece = piece_of_row(pieces, row);
   const auto B = static_cast<uint32_t>(piece.kv.chunk_size);
   const auto position = static_cast<uint32_t>(piece.position + row - (piece.row - pieces.first_row()));
@@ -376,15 +376,18 @@ void AttendByRow::choose(const Attend& a) const {
   choose_by_row(gpu_, pieces_, a, splits_ > 1 ? tickets_ : nullptr);
 }
 
-void AttendByRow::attend(const Attend& a) const {
+void AttendByRow::attend(const Attend& of, const Pieces& pieces) const {
+  Attend a = of;
+  if (a.some_heads == 0) a.some_heads = a.heads;
+  const int64_t all = pieces.rows() * a.some_heads;
   const int64_t at_once =
-      splits_ == 1 ? all_ : std::min<int64_t>(all_, std::max<int64_t>(1, (1 << 20) / splits_));
+      splits_ == 1 ? all : std::min<int64_t>(all, std::max<int64_t>(1, (1 << 20) / splits_));
   float* const partials =
       splits_ == 1 ? nullptr : gpu_.scratch().take(DType::f32, {at_once, splits_, kPartial}).as<float>();
-  for (int64_t first = 0; first < all_; first += at_once) {
-    const dim3 blocks(blocks_for(std::min(at_once, all_ - first), 1), static_cast<unsigned>(splits_));
+  for (int64_t first = 0; first < all; first += at_once) {
+    const dim3 blocks(blocks_for(std::min(at_once, all - first), 1), static_cast<unsigned>(splits_));
     const auto run = [&](auto* kernel) {
-      launch(gpu_, {blocks, kAttendThreads}, kernel, pieces_, a, first, static_cast<uint32_t>(share_),
+      launch(gpu_, {blocks, kAttendThreads}, kernel, pieces, a, first, static_cast<uint32_t>(share_),
              partials, tickets_);
     };
     if (kv_ == DType::f32) {

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 namespace rwkvx::cuda {
-namespace {
 
 std::vector<KvPage> pages_of(const KvChunks& kv) {
   std::vector<KvPage> pages(kv.keys.size());
@@ -18,6 +17,8 @@ std::vector<KvPage> pages_of(const KvChunks& kv) {
   }
   return pages;
 }
+
+namespace {
 
 bool same(const KvPage& a, const KvPage& b) {
   return a.keys == b.keys && a.values == b.values && a.key_sums == b.key_sums &&
@@ -64,6 +65,7 @@ Kv on_gpu(Gpu& gpu, const KvChunks& kv) {
   result.chunk_size = kv.chunk_size;
   result.part = kv.part;
   result.far = kv.far;
+  if (kv.far > 0 && kv.far_mapped) result.mapped = &kv;
   BesideStore* const kept = beside(kv);
   result.pages = kept != nullptr ? kept->table.update(gpu, pages) : gpu.table(std::span<const KvPage>(pages));
   return result;

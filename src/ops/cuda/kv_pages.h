@@ -10,6 +10,9 @@
 /// What this backend keeps beside a KV store.
 namespace rwkvx::cuda {
 
+/// A store's pages, where they lie.
+std::vector<KvPage> pages_of(const KvChunks& kv);
+
 /// The pages of a store on the GPU, with room for more, and what was written there.
 class PageTable {
  public:

@@ -17,10 +17,11 @@ int64_t chunk_bytes_of_head(int64_t chunk_size, DType kv) {
 
 NearChunks::Slots NearChunks::slots(Gpu& gpu, const KvChunks& kv, int64_t heads, int64_t choices) {
   const int64_t bytes = (chunk_bytes_of_head(kv.chunk_size, kv.dtype) + 15) / 16 * 16;
-  const int64_t most =
-      std::min({static_cast<int64_t>(kv.near_bytes) / (heads * bytes), most_, int64_t{1} << 20});
   // Twice what is seen at once, so that what is seen next as well may stay.
   const int64_t least = 2 * choices;
+  int64_t wanted = static_cast<int64_t>(kv.near_bytes) / (heads * bytes);
+  if (kv.far_mapped) wanted = std::max(wanted, least);  // nothing else serves few rows
+  const int64_t most = std::min({wanted, most_, int64_t{1} << 20});
   if (kv.far == 0 || choices > kMostChoices || most < least) return {};
   if (slots_.count < std::min(most, std::max(kv.far, least))) {
     make_room(gpu, heads, bytes, least, std::min(most, std::max(2 * kv.far, least)));
