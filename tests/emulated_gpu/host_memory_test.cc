@@ -69,5 +69,42 @@ TEST(HostMemory, BlocksOfASizeShareASlab) {
   for (std::byte* block : blocks) memory.release(block, kBytes);
 }
 
+TEST(HostMemory, FreeSlabsStayForBlocksToCome) {
+  constexpr size_t kBytes = HostMemory::kSlabBytes;
+  HostMemory memory(nullptr, 2 * kBytes);
+  std::vector<void*> blocks;
+  for (int i = 0; i < 3; ++i) blocks.push_back(memory.allocate(kBytes));
+  EXPECT_EQ(memory.kept_bytes(), 0u);
+  for (void* block : blocks) memory.release(block, kBytes);
+  EXPECT_EQ(memory.kept_bytes(), 2 * kBytes);
+  const std::set<void*> known(blocks.begin(), blocks.end());
+  void* const first = memory.allocate(kBytes);
+  void* const second = memory.allocate(kBytes);
+  EXPECT_TRUE(known.contains(first));
+  EXPECT_TRUE(known.contains(second));
+  EXPECT_NE(first, second);
+  EXPECT_TRUE(is_zero(first, kBytes));
+  EXPECT_EQ(memory.kept_bytes(), 0u);
+  memory.release(first, kBytes);
+  void* const other = memory.allocate(kBytes / 2);  // another size, another slab
+  EXPECT_EQ(memory.kept_bytes(), kBytes);
+  memory.release(other, kBytes / 2);
+  EXPECT_EQ(memory.kept_bytes(), 2 * kBytes);
+  memory.release(second, kBytes);
+  EXPECT_EQ(memory.kept_bytes(), 2 * kBytes);
+}
+
+TEST(HostMemory, NoMemoryGivesBackWhatIsKept) {
+#if defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "AddressSanitizer ends the process where there is no memory";
+#endif
+  HostMemory memory(nullptr);
+  memory.release(memory.allocate(1), 1);
+  EXPECT_GT(memory.kept_bytes(), 0u);
+  EXPECT_ANY_THROW(memory.allocate(size_t{1} << 60));
+  EXPECT_EQ(memory.kept_bytes(), 0u);
+  EXPECT_TRUE(is_zero(memory.allocate(100), 100));
+}
+
 }  // namespace
 }  // namespace rwkvx::cuda

@@ -21,25 +21,52 @@ HostMemory::~HostMemory() {
   }
 }
 
+void* HostMemory::lock(size_t bytes) noexcept {
+  void* at = nullptr;
+  if (cudaMallocHost(&at, bytes) == cudaSuccess) return at;
+  cudaGetLastError();
+  return nullptr;
+}
+
+void HostMemory::give_back(Slab& slab) noexcept {
+  cudaStreamSynchronize(stream_);  // kernels may still use it
+  cudaFreeHost(slab.at);
+}
+
+void HostMemory::give_back_kept() noexcept {
+  for (auto& [bytes, slabs] : slabs_) {
+    for (auto at = slabs.begin(); at != slabs.end();) {
+      const bool kept = at->second.free.size() == at->second.blocks;
+      if (kept) give_back(at->second);
+      at = kept ? slabs.erase(at) : std::next(at);
+    }
+  }
+  kept_ = 0;
+}
+
 HostMemory::Slab& HostMemory::slab_with_room(size_t bytes) {
   Slabs& slabs = slabs_[bytes];
   for (auto& [at, slab] : slabs) {
     if (!slab.free.empty()) return slab;
   }
-  const size_t blocks = std::max<size_t>(1, kSlabBytes / bytes);
   Slab slab;
-  slab.blocks = blocks;
-  slab.free.reserve(blocks);
-  void* at = nullptr;
-  if (cudaMallocHost(&at, blocks * bytes) != cudaSuccess) {
-    cudaGetLastError();
+  slab.blocks = std::max<size_t>(1, kSlabBytes / bytes);
+  slab.free.reserve(slab.blocks);
+  const size_t all = slab.blocks * bytes;
+  void* at = lock(all);
+  if (at == nullptr && kept_ > 0) {
+    give_back_kept();
+    at = lock(all);
+  }
+  if (at == nullptr) {
     fail(
         "out of memory of the host that the GPU can reach ({:.3f} GB were asked for); use --kv bounded, a "
         "shorter context or --kv-dtype int8",
-        1e-9 * static_cast<double>(blocks * bytes));
+        1e-9 * static_cast<double>(all));
   }
   slab.at = static_cast<std::byte*>(at);
-  for (size_t i = blocks; i > 0; --i) slab.free.push_back(slab.at + (i - 1) * bytes);
+  for (size_t i = slab.blocks; i > 0; --i) slab.free.push_back(slab.at + (i - 1) * bytes);
+  kept_ += all;
   return slabs.emplace(slab.at, std::move(slab)).first->second;
 }
 
@@ -47,6 +74,7 @@ void* HostMemory::allocate(size_t bytes) {
   Slab& slab = slab_with_room(rounded(bytes));
   std::byte* const block = slab.free.back();
   check(cudaMemsetAsync(block, 0, bytes, stream_), "clearing memory of the host");
+  if (slab.free.size() == slab.blocks) kept_ -= slab.blocks * rounded(bytes);
   slab.free.pop_back();
   return block;
 }
@@ -57,8 +85,12 @@ void HostMemory::release(void* block, size_t bytes) noexcept {
   Slab& slab = at->second;
   slab.free.push_back(static_cast<std::byte*>(block));
   if (slab.free.size() < slab.blocks) return;
-  cudaStreamSynchronize(stream_);  // kernels may still use it
-  cudaFreeHost(slab.at);
+  const size_t all = slab.blocks * rounded(bytes);
+  if (kept_ + all <= most_kept_) {
+    kept_ += all;
+    return;
+  }
+  give_back(slab);
   slabs.erase(at);
 }
 
