@@ -93,7 +93,9 @@ int64_t KvStore::room() const {
 void KvStore::settle() {
   Allocator* const to = memory_->full_pages();
   if (to == nullptr) return;
-  for (const auto full = static_cast<size_t>(length_ / chunk_size_); settled_ < full; ++settled_) {
+  const auto full = static_cast<size_t>(length_ / chunk_size_);
+  const bool moves = settled_ < full;
+  for (; settled_ < full; ++settled_) {
     std::shared_ptr<Page>& page = pages_[settled_];
     if (page.use_count() == 1) {
       Buffer rows(DType::u8, page->rows.view().shape(), *to);
@@ -104,6 +106,7 @@ void KvStore::settle() {
     }
     point_at(settled_);
   }
+  if (moves && memory_->maps_full_pages()) ops_->synchronize();  // the host reads them from now on
 }
 
 void KvStore::reserve(int64_t tokens) {

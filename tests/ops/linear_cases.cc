@@ -113,22 +113,27 @@ struct LinearCase final : OpCase {
   }
 };
 
-/// norm_shift_linear() with `mixes` inputs (0: a norm alone), the products of which are one to an input, and
-/// one more of the last.
+/// norm_shift_linear() with `mixes` inputs (0: a norm alone), and products of them.
 struct NormLinear final : OpCase {
-  int64_t width, mixes, out;
+  struct One {
+    size_t input;
+    int64_t out;
+  };
+  int64_t width, mixes;
+  std::vector<One> products;
   std::vector<int64_t> offsets;
   DType weight;
   Precision precision;
-  NormLinear(int64_t c, int64_t m, int64_t o, std::vector<int64_t> rows, DType w, Precision q)
-      : width(c), mixes(m), out(o), offsets(std::move(rows)), weight(w), precision(q) {}
+  NormLinear(int64_t c, int64_t m, std::vector<One> p, std::vector<int64_t> rows, DType w, Precision q)
+      : width(c), mixes(m), products(std::move(p)), offsets(std::move(rows)), weight(w), precision(q) {}
 
   std::string describe() const override {
-    return fmt::format("norm_shift_linear C={} M={} → {} {} offsets {}", width, mixes, out, name(weight),
-                       fmt::join(offsets, " "));
+    std::string text = fmt::format("norm_shift_linear C={} M={} {} offsets {}", width, mixes, name(weight),
+                                   fmt::join(offsets, " "));
+    for (const One& one : products) text += fmt::format(" {}→{}", one.input, one.out);
+    return text;
   }
-  int64_t products() const { return std::max<int64_t>(mixes, 1) + 1; }
-  bool adds(int64_t product) const { return product == 0; }
+  static bool adds(size_t product) { return product == 0; }
 
   void run(Run& run) const override {
     const Shape all{offsets.back(), width};
@@ -156,15 +161,15 @@ struct NormLinear final : OpCase {
     norm.y = y;
     std::vector<Matrix> matrices;
     std::vector<LinearCall> calls;
-    for (int64_t i = 0; i < products(); ++i) {
+    for (size_t i = 0; i < products.size(); ++i) {
       matrices.push_back(run.ops().prepare(
-          run.input(fmt::format("w{}", i), fixed(weight), {out + 8 * i, width}, normal(deviation))));
+          run.input(fmt::format("w{}", i), fixed(weight), {products[i].out, width}, normal(deviation))));
     }
-    for (int64_t i = 0; i < products(); ++i) {
-      const Shape shape{offsets.back(), out + 8 * i};
+    for (size_t i = 0; i < products.size(); ++i) {
+      const Shape shape{offsets.back(), products[i].out};
       const std::string to = fmt::format("y{}", i);
-      calls.push_back({.x = y[std::min(static_cast<size_t>(i), y.size() - 1)],
-                       .w = &matrices[static_cast<size_t>(i)],
+      calls.push_back({.x = y[products[i].input],
+                       .w = &matrices[i],
                        .y = adds(i) ? run.inout(to, kReal, shape, normal()) : run.output(to, kReal, shape),
                        .add = adds(i)});
     }
@@ -186,7 +191,7 @@ struct NormLinear final : OpCase {
     if (is_quantised(weight) && precision == Precision::bf16) {
       error += std::max(weights * root * 12 / 254, kBf16 * length * weights);
     }
-    return {error, adds(output[1] - '0') ? 2 * kF32 : 0};
+    return {error, adds(static_cast<size_t>(output[1] - '0')) ? 2 * kF32 : 0};
   }
   double norm_bound(const Run& reference, const std::string& output) const override {
     if (output.starts_with("last")) return OpCase::norm_bound(reference, output);
@@ -200,9 +205,21 @@ struct NormLinear final : OpCase {
 
 Cases norm_shift_linear_cases(Precision precision) {
   Cases cases;
+  using One = NormLinear::One;
+  const auto add_products = [&](int64_t width, int64_t mixes, std::vector<One> products,
+                                std::vector<int64_t> offsets, DType weight) {
+    cases.push_back(std::make_unique<NormLinear>(width, mixes, std::move(products), std::move(offsets),
+                                                 weight, precision));
+  };
+  // A product for each input, and one more of the last.
   const auto add = [&](int64_t width, int64_t mixes, int64_t out, std::vector<int64_t> offsets,
                        DType weight) {
-    cases.push_back(std::make_unique<NormLinear>(width, mixes, out, std::move(offsets), weight, precision));
+    const auto inputs = static_cast<size_t>(std::max<int64_t>(mixes, 1));
+    std::vector<One> products;
+    for (size_t i = 0; i <= inputs; ++i) {
+      products.push_back({std::min(i, inputs - 1), out + 8 * static_cast<int64_t>(i)});
+    }
+    add_products(width, mixes, std::move(products), std::move(offsets), weight);
   };
   for (const DType weight : {DType::f32, DType::bf16, DType::f16, DType::q8_0, DType::q4_0}) {
     for (const int64_t mixes : {0, 1, 6}) {
@@ -217,6 +234,9 @@ Cases norm_shift_linear_cases(Precision precision) {
   // So many outputs that blocks go from one product to the next, and take a third of a product.
   add(128, 6, 4600, {0, 1}, DType::bf16);
   add(256, 1, 9000, {0, 1}, DType::bf16);
+  // An input that comes again, when blocks have had others in between: once, and twice each with 4
+  // multiprocessors.
+  add_products(512, 4, {{0, 128}, {1, 256}, {2, 256}, {3, 256}, {1, 256}}, {0, 1}, DType::bf16);
   add(2560, 6, 64, {0, 1}, DType::bf16);
   add(4160, 1, 32, {0, 1}, DType::bf16);
   return cases;

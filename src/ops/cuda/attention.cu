@@ -33,6 +33,7 @@ void for_pieces(Gpu& gpu, const ChunkAttention& call, int64_t rows, const Each& 
       sequences[static_cast<size_t>(pieces.count)] = s;
       Piece& piece = pieces.of[pieces.count++];
       piece.kv = kv;
+      piece.mapped = kv.far > 0 && call.kv[s].far_mapped ? &call.kv[s] : nullptr;
       piece.row = row;
       piece.position = kv.length - call.offsets[s + 1] + row;
       piece.rows = static_cast<int32_t>(std::min(room, call.offsets[s + 1] - row));
@@ -83,7 +84,7 @@ bool few_rows_of(const Pieces& pieces, int64_t top) {
   if (pieces.rows() <= kFewRows * pieces.count) return true;
   int64_t far = 0;
   for (int i = 0; i < pieces.count; ++i) {
-    if (pieces.of[i].kv.mapped != nullptr) return false;  // more than have room near
+    if (pieces.of[i].mapped != nullptr) return false;  // more than have room near
     far += pieces.of[i].kv.far;
   }
   return top > 0 && far > 0 && 4 * pieces.rows() * top <= far;

@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kThreads)
   KvPage page = pages[chunk];
   const int64_t heads = gridDim.y, scale_bytes = chunk_size * static_cast<int64_t>(sizeof(float));
   if (chunk < far) {
-    const int64_t of_head = 2 * bytes + (page.key_scales != nullptr ? 2 * scale_bytes : 0);
+    const int64_t of_head = (2 * bytes + (page.key_scales != nullptr ? 2 * scale_bytes : 0) + 15) / 16 * 16;
     const KvPage room = room_at(rows + chunk * heads * of_head, heads, chunk_size, bytes);
     copy_head(page, first_head + blockIdx.y, room, blockIdx.y, chunk_size, bytes,
               static_cast<int>(blockIdx.z), static_cast<int>(gridDim.z));
@@ -210,8 +210,8 @@ void bring_near(Gpu& gpu, const Pieces& pieces, Attend& a, std::span<const NearC
       const int64_t of_launch = piece.row - pieces.first_row() + row;
       launch(gpu, {static_cast<unsigned>(a.heads), 32}, assign_kernel, own, a, of_launch,
              static_cast<int32_t>(piece.kv.far), piece.kv.chunk_size, bytes, near, missing);
-      if (piece.kv.mapped != nullptr) {
-        fill_from_host(gpu, own, a, of_launch, *piece.kv.mapped, bytes, missing);
+      if (piece.mapped != nullptr) {
+        fill_from_host(gpu, own, a, of_launch, *piece.mapped, bytes, missing);
         continue;
       }
       launch(gpu, {dim3(static_cast<unsigned>(a.heads * a.top), parts_of(bytes)), kThreads}, fill_kernel, own,
@@ -250,11 +250,11 @@ void Staging::bring_by_host(const Piece& piece, int32_t first, int32_t count, st
                             KvPage* table) {
   const int64_t chunk_size = piece.kv.chunk_size, bytes = row_bytes_of_head(chunk_size, kv_),
                 all = count * chunk_bytes_of_head(chunk_size, kv_);
-  std::vector<KvPage> pages = pages_of(*piece.kv.mapped);
+  std::vector<KvPage> pages = pages_of(*piece.mapped);
   pages.resize(static_cast<size_t>(piece.chunks()));
   for (int64_t c = 0; c < piece.kv.far; ++c) {
     const KvPage room = room_at(rows + c * all, count, chunk_size, bytes);
-    bring_from_host(gpu_, *piece.kv.mapped, c, first, count, room, bytes);
+    bring_from_host(gpu_, *piece.mapped, c, first, count, room, bytes);
     KvPage& page = pages[static_cast<size_t>(c)];
     page.keys = static_cast<std::byte*>(room.keys) - first * bytes;
     page.values = static_cast<std::byte*>(room.values) - first * bytes;
@@ -273,7 +273,7 @@ Pieces Staging::bring(int32_t first, int32_t count) {
   for (int p = 0; p < near.count; ++p) {
     Piece& piece = near.of[p];
     if (piece.kv.far == 0) continue;
-    if (piece.kv.mapped != nullptr) {
+    if (piece.mapped != nullptr) {
       bring_by_host(piece, first, count, rows, table);
     } else {
       bring_by_kernel(piece, first, count, rows, table);

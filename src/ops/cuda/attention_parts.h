@@ -17,6 +17,8 @@ struct Piece {
   int32_t lists = 0;  // chunks of the pieces before
   int32_t dense = 0;  // every row sees all earlier chunks
   int32_t tiles = 0;  // query tiles of the pieces before
+  // For the host: the store, if its far chunks are in a mapped file, which kernels cannot read.
+  const KvChunks* mapped = nullptr;
 
   __host__ __device__ int32_t chunk_size() const { return static_cast<int32_t>(kv.chunk_size); }
   /// Chunks that rows of this piece are in or behind.

@@ -72,7 +72,7 @@ class BlockNorm {
       if (mix != coming_) fetch(mix_, mix);
       copy_async_commit();
       copy_async_wait<0>();
-      mixing_ = mix;
+      mixing_ = mix, coming_ = nullptr;
     }
     each([&](int c) {
       const float4 n = load4(n_ + c), before = load4(before_ + c), share = load4(mix_ + c);

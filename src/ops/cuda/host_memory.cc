@@ -16,6 +16,7 @@ size_t rounded(size_t bytes) { return std::max<size_t>(kAlign, (bytes + kAlign -
 }  // namespace
 
 HostMemory::~HostMemory() {
+  cudaStreamSynchronize(stream_);  // kernels may still use it
   for (const auto& [size, slabs] : slabs_) {
     for (const auto& [at, slab] : slabs) cudaFreeHost(slab.at);
   }

@@ -65,7 +65,6 @@ Kv on_gpu(Gpu& gpu, const KvChunks& kv) {
   result.chunk_size = kv.chunk_size;
   result.part = kv.part;
   result.far = kv.far;
-  if (kv.far > 0 && kv.far_mapped) result.mapped = &kv;
   BesideStore* const kept = beside(kv);
   result.pages = kept != nullptr ? kept->table.update(gpu, pages) : gpu.table(std::span<const KvPage>(pages));
   return result;

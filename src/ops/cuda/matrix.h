@@ -64,7 +64,7 @@ void few_rows(Gpu& gpu, std::span<const FewRowsCall> calls);
 /// The same by tensor cores: x of bfloat16, weights of bfloat16 or quantised.
 void few_rows_tensor(Gpu& gpu, std::span<const FewRowsCall> calls);
 /// The same for one row of weights of bfloat16.
-inline constexpr int64_t kMostOneRow = 65536;  ///< inputs, which lie in shared memory
+inline constexpr int64_t kMostOneRow = 45056;  ///< inputs, which lie in shared memory: every GPU has 99 KiB
 bool fits_one_row(const FewRowsCall& call);
 void few_rows_one(Gpu& gpu, std::span<const FewRowsCall> calls);
 /// With norm_shift() of the row within it, if that is possible and worth it: not for a single product, which

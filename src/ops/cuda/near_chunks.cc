@@ -12,15 +12,17 @@ int64_t row_bytes_of_head(int64_t chunk_size, DType kv) {
 
 int64_t chunk_bytes_of_head(int64_t chunk_size, DType kv) {
   const int64_t scales = kv == DType::i8 ? 2 * chunk_size * static_cast<int64_t>(sizeof(float)) : 0;
-  return 2 * row_bytes_of_head(chunk_size, kv) + scales;
+  return (2 * row_bytes_of_head(chunk_size, kv) + scales + 15) / 16 * 16;
 }
 
 NearChunks::Slots NearChunks::slots(Gpu& gpu, const KvChunks& kv, int64_t heads, int64_t choices) {
-  const int64_t bytes = (chunk_bytes_of_head(kv.chunk_size, kv.dtype) + 15) / 16 * 16;
+  const int64_t bytes = chunk_bytes_of_head(kv.chunk_size, kv.dtype);
   // Twice what is seen at once, so that what is seen next as well may stay.
   const int64_t least = 2 * choices;
   int64_t wanted = static_cast<int64_t>(kv.near_bytes) / (heads * bytes);
-  if (kv.far_mapped) wanted = std::max(wanted, least);  // nothing else serves few rows
+  if (kv.far_mapped) {  // otherwise few rows have everything brought
+    wanted = std::max(wanted, std::min(least, gpu.memory_bytes() / 16 / (heads * bytes)));
+  }
   const int64_t most = std::min({wanted, most_, int64_t{1} << 20});
   if (kv.far == 0 || choices > kMostChoices || most < least) return {};
   if (slots_.count < std::min(most, std::max(kv.far, least))) {

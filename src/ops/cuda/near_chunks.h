@@ -10,7 +10,7 @@ namespace rwkvx::cuda {
 
 /// Bytes of a head's keys of a chunk, or of its values.
 int64_t row_bytes_of_head(int64_t chunk_size, DType kv);
-/// Of all its rows of a chunk: keys [B, N], values [B, N], and of i8 their scales [2, B].
+/// Of all its rows of a chunk, a multiple of 16: keys [B, N], values [B, N], and of i8 their scales [2, B].
 int64_t chunk_bytes_of_head(int64_t chunk_size, DType kv);
 
 /// Copies of far chunks that were read lately, for each head by itself, beside a store.

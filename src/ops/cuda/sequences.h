@@ -45,8 +45,6 @@ struct Kv {
   const KvPage* pages = nullptr;
   int64_t length = 0, chunk_size = 0, part = 0;
   int64_t far = 0;  ///< as in KvChunks
-  /// For the host: the store, if its far chunks are in a mapped file, which kernels cannot read.
-  const KvChunks* mapped = nullptr;
 };
 struct KvGroup {
   int count = 0;
