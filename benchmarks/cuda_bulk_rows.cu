@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda_chain.h"
 #include "ops/cuda/few_rows_norm.h"
 #include "ops/cuda/kernel.h"
 
@@ -21,12 +22,6 @@ namespace {
 constexpr int kIn = 2560, kRowBytes = 2 * kIn, kQuads = kIn / 8 / 32;  // of a lane
 constexpr int kMultiprocessors = 132;
 constexpr int64_t kWeightBytes = int64_t{6400} << 20, kMostRows = kWeightBytes / kRowBytes;
-
-void check(cudaError_t result) {
-  if (result == cudaSuccess) return;
-  std::printf("%s\n", cudaGetErrorString(result));
-  std::exit(1);
-}
 
 struct Product {
   const unsigned char* weights;  // [rows, kIn] bfloat16
@@ -256,21 +251,7 @@ class Chain {
 
   template <typename... Parameters, typename... Arguments>
   void launch(int blocks, int threads, size_t shared, void (*kernel)(Parameters...), Arguments... arguments) {
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = blocks;
-    config.blockDim = threads;
-    config.dynamicSmemBytes = shared;
-    config.stream = stream_;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    if (shared > 32 * 1024) {
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared)));
-    }
-    check(cudaLaunchKernelEx(&config, kernel, arguments...));
+    launch_in_chain(stream_, true, blocks, threads, shared, kernel, arguments...);
   }
 
   /// ‖y − plain sums‖ / ‖plain sums‖ of the first rows.
@@ -291,34 +272,12 @@ class Chain {
   void timed(const std::string& how, const std::string& what, const std::function<void()>& work,
              double apart) {
     at_ = bytes_ = 0;
-    cudaGraph_t graph;
-    cudaGraphExec_t ready;
-    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-    work();
-    check(cudaStreamEndCapture(stream_, &graph));
-    check(cudaGraphInstantiate(&ready, graph, 0));
-    cudaEvent_t begin, end;
-    check(cudaEventCreate(&begin));
-    check(cudaEventCreate(&end));
-    std::vector<float> all;
-    for (int i = 0; i < 13; ++i) {
-      check(cudaEventRecord(begin, stream_));
-      check(cudaGraphLaunch(ready, stream_));
-      check(cudaEventRecord(end, stream_));
-      check(cudaStreamSynchronize(stream_));
-      float milliseconds = 0;
-      check(cudaEventElapsedTime(&milliseconds, begin, end));
-      if (i >= 3) all.push_back(milliseconds);
-    }
-    std::sort(all.begin(), all.end());
-    const double median = all[all.size() / 2];
+    const double median = milliseconds_of(stream_, work);
     std::printf(
         "{\"what\": \"products in a chain\", \"how\": \"%s\", \"chain\": \"%s\", \"milliseconds\": %.4f, "
         "\"gb_per_s\": %.0f, \"apart\": %.2g}\n",
         how.c_str(), what.c_str(), median, 1e-6 * static_cast<double>(bytes_) / median, apart);
     std::fflush(stdout);
-    check(cudaGraphExecDestroy(ready));
-    check(cudaGraphDestroy(graph));
   }
 
   cudaStream_t stream_;

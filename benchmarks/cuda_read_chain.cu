@@ -3,8 +3,6 @@
 // each.
 //   nvcc -std=c++20 -O3 -gencode arch=compute_90a,code=sm_90a benchmarks/cuda_read_chain.cu -o
 //   cuda_read_chain
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -13,17 +11,14 @@
 #include <string>
 #include <vector>
 
+#include "cuda_chain.h"
+
+namespace rwkvx::cuda {
 namespace {
 
 constexpr int kThreads = 256, kMultiprocessors = 132;
 constexpr int64_t kRowBytes = 5120, kTileBytes = 16 * kRowBytes;  // 2560 bfloat16
 constexpr int64_t kWeightBytes = int64_t{6400} << 20, kMostPart = int64_t{64} << 20;
-
-void check(cudaError_t result) {
-  if (result == cudaSuccess) return;
-  std::printf("%s\n", cudaGetErrorString(result));
-  std::exit(1);
-}
 
 extern __shared__ __align__(128) unsigned char dynamic_bytes[];
 
@@ -228,20 +223,7 @@ class Chain {
 
   template <typename... Parameters, typename... Arguments>
   void launch(int blocks, int threads, int shared, void (*kernel)(Parameters...), Arguments... arguments) {
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = blocks;
-    config.blockDim = threads;
-    config.dynamicSmemBytes = shared;
-    config.stream = stream_;
-    config.attrs = &attribute;
-    config.numAttrs = dependent_ ? 1 : 0;
-    if (shared > 32 * 1024) {
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-    }
-    check(cudaLaunchKernelEx(&config, kernel, arguments...));
+    launch_in_chain(stream_, dependent_, blocks, threads, shared, kernel, arguments...);
   }
 
  private:
@@ -256,34 +238,12 @@ class Chain {
 
   void timed(const std::string& how, const std::string& what, const std::function<void()>& work) {
     at_ = bytes_ = 0;
-    cudaGraph_t graph;
-    cudaGraphExec_t ready;
-    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-    work();
-    check(cudaStreamEndCapture(stream_, &graph));
-    check(cudaGraphInstantiate(&ready, graph, 0));
-    cudaEvent_t begin, end;
-    check(cudaEventCreate(&begin));
-    check(cudaEventCreate(&end));
-    std::vector<float> all;
-    for (int i = 0; i < 13; ++i) {
-      check(cudaEventRecord(begin, stream_));
-      check(cudaGraphLaunch(ready, stream_));
-      check(cudaEventRecord(end, stream_));
-      check(cudaStreamSynchronize(stream_));
-      float milliseconds = 0;
-      check(cudaEventElapsedTime(&milliseconds, begin, end));
-      if (i >= 3) all.push_back(milliseconds);
-    }
-    std::sort(all.begin(), all.end());
-    const double median = all[all.size() / 2];
+    const double median = milliseconds_of(stream_, work);
     std::printf(
         "{\"what\": \"reads in a chain\", \"how\": \"%s\", \"chain\": \"%s\", \"milliseconds\": %.4f, "
         "\"gb_per_s\": %.0f}\n",
         how.c_str(), what.c_str(), median, 1e-6 * static_cast<double>(bytes_) / median);
     std::fflush(stdout);
-    check(cudaGraphExecDestroy(ready));
-    check(cudaGraphDestroy(graph));
   }
 
   cudaStream_t stream_;
@@ -294,8 +254,10 @@ class Chain {
 };
 
 }  // namespace
+}  // namespace rwkvx::cuda
 
 int main() {
+  using namespace rwkvx::cuda;
   Chain chain;
   const auto blocks = [](const Part& part, int each) {
     return static_cast<int>(std::min<int64_t>(each * kMultiprocessors, part.tiles));

@@ -340,9 +340,7 @@ void choose_by_row(Gpu& gpu, const Pieces& pieces, const Attend& a, int32_t* tic
   for (int i = 0; i < pieces.count; ++i) most = std::max(most, pieces.of[i].chunks());
   const unsigned threads = all < 2000 ? 512 : 128;
   if (most <= kSharedGates) {
-    auto bytes = static_cast<size_t>(most) * sizeof(float);
-    // Together with the kernel's own little must not pass 48 KiB without being asked for.
-    if (bytes > 40 * 1024) bytes = std::max<size_t>(bytes, 49 * 1024);
+    const auto bytes = static_cast<size_t>(most) * sizeof(float);
     launch(gpu, {blocks_for(all, 1), threads, bytes}, choose_kernel, pieces, a, tickets, int64_t{0},
            static_cast<float*>(nullptr), most);
     return;

@@ -61,7 +61,7 @@ class CudaOps final : public Ops {
 
   void norm_shift(const NormShift& call) override { cuda::norm_shift(gpu_, call); }
   void norm_shift_linear(const NormShift& norm, std::span<const LinearCall> calls) override {
-    cuda::norm_shift_linear(gpu_, norm, calls);
+    if (!cuda::norm_shift_linear(gpu_, norm, calls)) Ops::norm_shift_linear(norm, calls);
   }
   void wkv7_step(const Wkv7Step& call) override { cuda::wkv7_step(gpu_, call, precision_); }
 

@@ -22,13 +22,19 @@ struct Result {
 inline Result result_of(const FewRowsCall& call) {
   return {call.y.data(), call.activation, call.add, call.y.dtype() == DType::bf16};
 }
-__device__ __forceinline__ void store_result(const Result& to, int64_t at, float sum) {
+/// What a sum is added to, for those who ask for it early.
+__device__ __forceinline__ float before_result(const Result& to, int64_t at) {
+  return to.add && !to.y_bf16 ? static_cast<const float*>(to.y)[at] : 0.0f;
+}
+__device__ __forceinline__ void store_result(const Result& to, int64_t at, float sum, float before) {
   if (to.y_bf16) {
     static_cast<Bf16*>(to.y)[at] = from_float<Bf16>(activate(to.activation, sum));
   } else {
-    float* y = static_cast<float*>(to.y) + at;
-    *y = to.add ? *y + sum : activate(to.activation, sum);
+    static_cast<float*>(to.y)[at] = to.add ? before + sum : activate(to.activation, sum);
   }
+}
+__device__ __forceinline__ void store_result(const Result& to, int64_t at, float sum) {
+  store_result(to, at, sum, before_result(to, at));
 }
 
 struct FewRowsJob {

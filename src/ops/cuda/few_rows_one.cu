@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(32 << kLogWarps, 16 >> kLogWarps)
     // This thread's output, and what it is added to.
     const int output = share.first + thread;
     const bool stores = thread < kTile << (kLogWarps - log_splits) && output < job.out;
-    const float before = stores && job.result.add ? static_cast<const float*>(job.result.y)[output] : 0.0f;
+    const float before = stores ? before_result(job.result, output) : 0.0f;
 
     float sums[2][4] = {};  // of weight rows g and g + 8
     for (int step = share.step; step < share.steps; step += kAhead << log_splits) {
@@ -157,11 +157,7 @@ __global__ void __launch_bounds__(32 << kLogWarps, 16 >> kLogWarps)
       for (int split = 0; split < 1 << log_splits; ++split) {
         sum += partial[((thread >> kLogTile) << log_splits) + split][thread % kTile];
       }
-      if (job.result.add) {
-        static_cast<float*>(job.result.y)[output] = before + sum;
-      } else {
-        store_result(job.result, output, sum);
-      }
+      store_result(job.result, output, sum, before);
     }
     block += blocks;
     if (block >= jobs.blocks) break;

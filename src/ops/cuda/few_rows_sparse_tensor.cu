@@ -34,7 +34,7 @@ __device__ __forceinline__ void add_parts(const float* sums, int rows, int parts
     if (at >= out) continue;
     const float* from = sums + static_cast<int64_t>(row) * parts * out + at;
     const int64_t place = static_cast<int64_t>(row) * out + at;
-    const float before = result.add ? static_cast<const float*>(result.y)[place] : 0.0f;
+    const float before = before_result(result, place);
     float total = 0.0f;
     for (int part = 0; part < parts; part += kTogether) {
       float values[kTogether];
@@ -45,11 +45,7 @@ __device__ __forceinline__ void add_parts(const float* sums, int rows, int parts
 #pragma unroll
       for (int p = 0; p < kTogether; ++p) total += values[p];
     }
-    if (result.add) {
-      static_cast<float*>(result.y)[place] = before + total;
-    } else {
-      store_result(result, place, total);
-    }
+    store_result(result, place, total, before);
   }
 }
 

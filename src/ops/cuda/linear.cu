@@ -3,7 +3,6 @@
 
 #include "ops/cuda/activation.h"
 #include "ops/cuda/kernel.h"
-#include "ops/cuda/kernels.h"
 #include "ops/cuda/matrix.h"
 #include "ops/cuda/types.h"
 
@@ -116,18 +115,12 @@ void linear(Gpu& gpu, std::span<const LinearCall> calls) {
   }
 }
 
-void norm_shift_linear(Gpu& gpu, const NormShift& norm, std::span<const LinearCall> calls) {
+bool norm_shift_linear(Gpu& gpu, const NormShift& norm, std::span<const LinearCall> calls) {
   std::vector<FewRowsCall> few;
   for (const LinearCall& call : calls) {
     few.push_back({&gpu_matrix(*call.w), call.x, call.y, call.activation, call.add});
   }
-  if (few_rows_one_normed(gpu, norm, few)) return;
-  if (norm.mix) {
-    norm_shift(gpu, norm);
-  } else {
-    layer_norm(gpu, norm.x, norm.gain, norm.bias, norm.eps, norm.y[0]);
-  }
-  linear(gpu, calls);
+  return few_rows_one_normed(gpu, norm, few);
 }
 
 }  // namespace rwkvx::cuda

@@ -78,7 +78,8 @@ void few_rows_sparse(Gpu& gpu, const FewRowsCall& call);
 void few_rows_sparse_tensor(Gpu& gpu, const FewRowsCall& call);
 
 void linear(Gpu& gpu, std::span<const LinearCall> calls);
-void norm_shift_linear(Gpu& gpu, const NormShift& norm, std::span<const LinearCall> calls);
+/// In one kernel, if that is possible and worth it. Otherwise false.
+bool norm_shift_linear(Gpu& gpu, const NormShift& norm, std::span<const LinearCall> calls);
 void linear_backward(Gpu& gpu, std::span<const LinearBackward> calls);
 
 }  // namespace rwkvx::cuda
