@@ -153,9 +153,16 @@ void Linear::run(std::span<const LinearCall> calls) {
   }
   run_few(calls);
   many_.clear();
+  tiled_.clear();
   for (const LinearCall& call : calls) {
-    if (!few(call)) many_.push_back(&call);
+    if (few(call)) continue;
+    if (tiles_ && TileRows::can(call)) {
+      tiled_.push_back({&call, by_bytes(call)});
+    } else {
+      many_.push_back(&call);
+    }
   }
+  if (tiles_) tiles_->run(tiled_);
   many_rows_.run(many_);
 }
 

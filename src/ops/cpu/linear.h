@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -7,6 +8,7 @@
 #include "ops/cpu/linear_prefill.h"
 #include "ops/cpu/linear_quantised.h"
 #include "ops/cpu/linear_sparse.h"
+#include "ops/cpu/linear_tiles.h"
 #include "ops/cpu/packed_blocks.h"
 #include "ops/cpu/scratch.h"
 #include "ops/ops.h"
@@ -23,7 +25,9 @@ class Linear {
         bytes_for_all_(!has_amx()),
         bf16_dot_(has_bf16_dot()),
         many_rows_(pool),
-        blocks_(static_cast<size_t>(pool.threads())) {}
+        blocks_(static_cast<size_t>(pool.threads())) {
+    if (const TileUnit* unit = tile_unit(); bytes && unit != nullptr) tiles_.emplace(pool, *unit);
+  }
   /// Packs quantised weights where they are multiplied with bytes, and turns those of sparse inputs.
   Matrix prepare(ConstView weight, bool sparse_input);
   void run(std::span<const LinearCall> calls);
@@ -48,9 +52,11 @@ class Linear {
   ThreadPool& pool_;
   bool bytes_, bytes_for_all_, bf16_dot_;
   ManyRows many_rows_;
+  std::optional<TileRows> tiles_;
   Scratch inputs_;
   std::vector<Scratch> blocks_;  // of quantised weights as float32, one for each thread
   std::vector<const LinearCall*> many_;
+  std::vector<TileRows::Call> tiled_;
   std::vector<FewRows> few_;
 };
 

@@ -1,0 +1,122 @@
+#include "ops/cpu/linear_tiles.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "ops/cpu/linear_decode.h"
+#include "ops/cpu/tile_weights.h"
+
+namespace rwkvx::cpu {
+
+namespace {
+
+constexpr int64_t kMostRows = 512;  // of a part
+constexpr int64_t kMostOuts = 256, kLeastOuts = kStripColumns;
+/// Inputs of a strip at a time, so that it and the rows' inputs stay in the second cache.
+constexpr int64_t kMostInputs = 1024;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t padded(int64_t in) { return ceil_div(in, kTileDepth) * kTileDepth; }
+/// Elements of 32 rows of x.
+int64_t block_elements(const LinearCall& call) { return kStripRows * padded(call.w->in()); }
+
+}  // namespace
+
+TileRows::TileRows(ThreadPool& pool, const TileUnit& unit)
+    : pool_(pool), unit_(unit), fill_(fill_strip()), threads_(static_cast<size_t>(pool.threads())) {}
+
+bool TileRows::can(const LinearCall& call) {
+  const DType weight = call.w->weight.dtype();
+  return call.x.dtype() == DType::bf16 && weight != DType::f32;
+}
+
+void TileRows::copy_rows(const Copy& copy) {
+  const int64_t in = copy.call->w->in(), rows = std::min(kStripRows, copy.call->x.dim(0) - copy.row);
+  const auto* x = copy.call->x.as<BFloat16>() + copy.row * in;
+  BFloat16* to = copy.to;
+  for (int64_t k = 0; k < in; k += kTileDepth, to += kStripRows * kTileDepth) {
+    const int64_t count = std::min(kTileDepth, in - k);
+    if (count == kTileDepth) {
+      for (int64_t r = 0; r < rows; ++r)
+        std::memcpy(to + r * kTileDepth, x + r * in + k, kTileDepth * sizeof *to);
+      std::memset(to + rows * kTileDepth, 0,
+                  static_cast<size_t>((kStripRows - rows) * kTileDepth) * sizeof *to);
+    } else {
+      std::memset(to, 0, kStripRows * kTileDepth * sizeof *to);
+      for (int64_t r = 0; r < rows; ++r) std::copy_n(x + r * in + k, count, to + r * kTileDepth);
+    }
+  }
+}
+
+void TileRows::run(std::span<const Call> calls) {
+  if (calls.empty()) return;
+  int64_t elements = 0, outs = 0;
+  for (const Call& call : calls) {
+    elements += ceil_div(call.linear->x.dim(0), kStripRows) * block_elements(*call.linear);
+    outs += call.linear->w->out() * ceil_div(call.linear->x.dim(0), kMostRows);
+  }
+  auto* memory = inputs_.take<BFloat16>(elements);
+  // Enough parts for every thread to get several.
+  const int64_t block =
+      std::clamp(outs / (3 * pool_.threads()) / kLeastOuts * kLeastOuts, kLeastOuts, kMostOuts);
+  copies_.clear();
+  parts_.clear();
+  for (const Call& call : calls) {
+    const int64_t rows = call.linear->x.dim(0), out = call.linear->w->out();
+    const BFloat16* x = memory;
+    for (int64_t row = 0; row < rows; row += kStripRows, memory += block_elements(*call.linear)) {
+      copies_.push_back({call.linear, row, memory});
+    }
+    for (int64_t row = 0; row < rows;
+         row += kMostRows, x += kMostRows / kStripRows * block_elements(*call.linear)) {
+      for (int64_t o = 0; o < out; o += block) {
+        parts_.push_back({call, x, row, std::min(kMostRows, rows - row), o, std::min(block, out - o)});
+      }
+    }
+  }
+  pool_.run_stretches(static_cast<int64_t>(copies_.size()),
+                      [&](int64_t copy, int) { copy_rows(copies_[static_cast<size_t>(copy)]); });
+  pool_.run_stretches(static_cast<int64_t>(parts_.size()), [&](int64_t part, int thread) {
+    run_part(parts_[static_cast<size_t>(part)], threads_[static_cast<size_t>(thread)]);
+  });
+}
+
+void TileRows::run_part(const Part& part, ThreadState& thread) const {
+  const LinearCall& call = *part.call.linear;
+  const ConstView& weight = call.w->weight;
+  const int64_t width = padded(call.w->in()), parts = strip_parts(weight.dtype());
+  const int64_t pieces = ceil_div(width, kMostInputs) * parts;
+  const int64_t blocks = ceil_div(part.rows, kStripRows), strips = ceil_div(part.outs, kStripColumns);
+  const int64_t strip_elements = kStripColumns * std::min(width, kMostInputs);
+  auto* weights = thread.strip.take<BFloat16>(strips * strip_elements);
+  // Of one strip and block, or where the inputs come in pieces, of all.
+  float* sums = thread.sums.take<float>((pieces == 1 ? 1 : strips * blocks) * kStripRows * kStripColumns);
+  unit_.begin();
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    const int64_t input = piece / parts * kMostInputs;
+    const int64_t steps = std::min(width - input, kMostInputs) / kTileDepth;
+    for (int64_t s = 0; s < strips; ++s) {
+      const int64_t first = part.out + s * kStripColumns;
+      fill_({weight, part.call.blocks, first, input, steps}, piece % parts, weights + s * strip_elements);
+    }
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t row = part.row + i * kStripRows, rows = std::min(kStripRows, call.x.dim(0) - row);
+      for (int64_t s = 0; s < strips; ++s) {
+        const int64_t first = part.out + s * kStripColumns,
+                      outs = std::min(kStripColumns, weight.dim(0) - first);
+        float* c = sums + (pieces == 1 ? 0 : (i * strips + s) * kStripRows * kStripColumns);
+        unit_.multiply({.a = part.x + i * block_elements(call) + input * kStripRows,
+                        .row_tiles = ceil_div(rows, kTileRows),
+                        .b = weights + s * strip_elements,
+                        .panels = outs > kStripColumns / 2 ? 4 : 2,
+                        .steps = steps,
+                        .c = c,
+                        .add = piece > 0});
+        if (piece + 1 == pieces) finish_few_rows(call, row, rows, first, outs, c);
+      }
+    }
+  }
+  unit_.end();
+}
+
+}  // namespace rwkvx::cpu

@@ -1,0 +1,57 @@
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "ops/cpu/packed_blocks.h"
+#include "ops/cpu/scratch.h"
+#include "ops/cpu/thread_pool.h"
+#include "ops/cpu/tile_weights.h"
+#include "ops/cpu/tiles.h"
+#include "ops/ops.h"
+
+namespace rwkvx::cpu {
+
+/// Products of many bf16 rows by tiles. Weights are used as the file holds them (bf16, f16) or as
+/// pack_blocks() made them: a block of outputs is brought into the order of tiles, in a thread's own memory,
+/// and multiplied with all rows, which have been brought into it before.
+class TileRows {
+ public:
+  struct Call {
+    const LinearCall* linear;
+    const PackedBlocks* blocks;  ///< of quantised weights
+  };
+  TileRows(ThreadPool& pool, const TileUnit& unit);
+  /// x is bf16, weights are bf16, f16 or quantised.
+  static bool can(const LinearCall& call);
+  void run(std::span<const Call> calls);
+
+ private:
+  /// A block of one call's results.
+  struct Part {
+    Call call;
+    const BFloat16* x;  ///< of its rows
+    int64_t row, rows, out, outs;
+  };
+  /// Up to 32 rows of a call's x, to be copied to `to` as TileStrip::a.
+  struct Copy {
+    const LinearCall* call;
+    int64_t row;
+    BFloat16* to;
+  };
+  struct ThreadState {
+    Scratch strip, sums;
+  };
+  static void copy_rows(const Copy& copy);
+  void run_part(const Part& part, ThreadState& thread) const;
+
+  ThreadPool& pool_;
+  const TileUnit& unit_;
+  FillStrip fill_;
+  Scratch inputs_;
+  std::vector<Copy> copies_;
+  std::vector<Part> parts_;
+  std::vector<ThreadState> threads_;
+};
+
+}  // namespace rwkvx::cpu

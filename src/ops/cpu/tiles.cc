@@ -1,0 +1,150 @@
+#include "ops/cpu/tiles.h"
+
+#include "hwy/targets.h"
+#include "ops/cpu/linear_prefill.h"
+
+#if HWY_ARCH_X86 && defined(__linux__)
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define RWKVX_AMX __attribute__((target("amx-tile,amx-bf16")))
+#endif
+
+namespace rwkvx::cpu {
+
+namespace {
+
+void nothing() {}
+
+void multiply_emulated(const TileStrip& s) {
+  for (int64_t r = 0; r < s.row_tiles * kTileRows; ++r) {
+    for (int64_t n = 0; n < s.panels * kTileRows; ++n) {
+      float& c = s.c[r * kStripColumns + n];
+      float sum = s.add ? c : 0.0f;
+      for (int64_t step = 0; step < s.steps; ++step) {
+        const BFloat16* a = s.a + (2 * step + r / 16) * kTileElements + r % 16 * kTileDepth;
+        const BFloat16* b = s.b + ((n / 32 * s.steps + step) * 2 + n / 16 % 2) * kTileElements + n % 16 * 2;
+        for (int64_t k = 0; k < kTileDepth; ++k) {
+          sum += to_float(a[k]) * to_float(b[k / 2 * kTileDepth + k % 2]);
+        }
+      }
+      c = sum;
+    }
+  }
+}
+
+}  // namespace
+
+const TileUnit& emulated_tile_unit() {
+  static constexpr TileUnit unit{nothing, nothing, multiply_emulated};
+  return unit;
+}
+
+#ifdef RWKVX_AMX
+
+namespace {
+
+// Registers, which have to be literals: C of two row tiles and two panels in 0 to 3, A of two row tiles in 4
+// and 5, B of two panels in 6 and 7.
+
+struct alignas(64) TileConfiguration {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+RWKVX_AMX void begin_amx() {
+  static const TileConfiguration configuration;
+  _tile_loadconfig(&configuration);
+}
+RWKVX_AMX void end_amx() { _tile_release(); }
+
+/// How many steps ahead the tiles are fetched into the first cache. By itself the processor has them in time
+/// only while nothing else runs on the core's other thread.
+constexpr int64_t kStepsAhead = 2;
+
+/// The 16 lines of a tile.
+RWKVX_AMX inline void fetch_tile(const BFloat16* tile) {
+#pragma GCC unroll 16
+  for (int64_t line = 0; line < kTileRows; ++line) __builtin_prefetch(tile + line * kTileDepth, 0, 3);
+}
+
+/// Two row tiles (or one) by two panels. Compilers do not know that tile loads read memory.
+template <bool kTwoRows>
+RWKVX_AMX void multiply_two_panels(const TileStrip& s, const BFloat16* b, float* c) {
+  constexpr int64_t kCStride = kStripColumns * sizeof(float), kRow = kTileDepth * sizeof(BFloat16);
+  float* next_c = c + kTileRows * kStripColumns;
+  asm volatile("" ::: "memory");
+  if (s.add) {
+    _tile_loadd(0, c, kCStride);
+    _tile_loadd(1, c + kTileRows, kCStride);
+    if (kTwoRows) {
+      _tile_loadd(2, next_c, kCStride);
+      _tile_loadd(3, next_c + kTileRows, kCStride);
+    }
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  const BFloat16* a = s.a;
+  for (int64_t step = 0; step < s.steps; ++step, a += 2 * kTileElements, b += 2 * kTileElements) {
+    constexpr int64_t kAhead = 2 * kStepsAhead * kTileElements;
+    _tile_loadd(4, a, kRow);
+    _tile_loadd(6, b, kRow);
+    fetch_tile(a + kAhead);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, b + kTileElements, kRow);
+    fetch_tile(b + kAhead);
+    _tile_dpbf16ps(1, 4, 7);
+    if (kTwoRows) {
+      _tile_loadd(5, a + kTileElements, kRow);
+      fetch_tile(a + kAhead + kTileElements);
+      _tile_dpbf16ps(2, 5, 6);
+    }
+    fetch_tile(b + kAhead + kTileElements);
+    if (kTwoRows) _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, c, kCStride);
+  _tile_stored(1, c + kTileRows, kCStride);
+  if (kTwoRows) {
+    _tile_stored(2, next_c, kCStride);
+    _tile_stored(3, next_c + kTileRows, kCStride);
+  }
+  asm volatile("" ::: "memory");
+}
+
+void multiply_amx(const TileStrip& s) {
+  for (int64_t panel = 0; panel < s.panels; panel += 2) {
+    const BFloat16* b = s.b + panel * s.steps * kTileElements;
+    float* c = s.c + panel * kTileRows;
+    if (s.row_tiles == 2) {
+      multiply_two_panels<true>(s, b, c);
+    } else {
+      multiply_two_panels<false>(s, b, c);
+    }
+  }
+}
+
+bool tiles_allowed() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+}  // namespace
+
+const TileUnit* tile_unit() {
+  static constexpr TileUnit unit{begin_amx, end_amx, multiply_amx};
+  static const bool usable = has_amx() && tiles_allowed();
+  return usable && has_bf16_products() ? &unit : nullptr;
+}
+
+#else
+
+const TileUnit* tile_unit() { return nullptr; }
+
+#endif
+
+}  // namespace rwkvx::cpu

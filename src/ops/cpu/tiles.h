@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+
+#include "tensor/half.h"
+
+/// Products of tiles: C [16, 16] += A [16, 32] · B [32, 16], A and B in bfloat16, C in float32. A's elements
+/// lie as usual, 64 bytes of each row. B's lie in pairs of rows: element (k, n) at [k / 2, n, k % 2] of [16,
+/// 16, 2].
+namespace rwkvx::cpu {
+
+inline constexpr int64_t kTileRows = 16;                   ///< rows of A and C, columns of B and C
+inline constexpr int64_t kTileDepth = 32;                  ///< columns of A, rows of B
+inline constexpr int64_t kTileElements = 16 * kTileDepth;  ///< of A or B
+
+inline constexpr int64_t kStripRows = 2 * kTileRows, kStripColumns = 4 * kTileRows;
+
+/// Up to 32 rows of A times a strip of B: c [rows, 64] = or += a · b.
+struct TileStrip {
+  const BFloat16* a;  ///< [steps, 2] tiles: for every 32 of its columns, 16 rows and 16 rows
+  int64_t row_tiles;  ///< 1 or 2 of them are wanted
+  const BFloat16* b;  ///< [panels / 2, steps, 2] tiles: panels of 16 columns, two and two
+  int64_t panels;     ///< 2 or 4
+  int64_t steps;
+  float* c;  ///< [16 · row_tiles, 64]
+  bool add;
+};
+
+/// What multiplies tiles. Between begin() and end() a thread does nothing else with tiles.
+struct TileUnit {
+  void (*begin)();
+  void (*end)();
+  void (*multiply)(const TileStrip& strip);
+};
+
+/// The processor's own (AMX), null where it has none or the system does not let this process use it.
+const TileUnit* tile_unit();
+/// The same in plain C++, to test what is built on it on every machine.
+const TileUnit& emulated_tile_unit();
+
+}  // namespace rwkvx::cpu
