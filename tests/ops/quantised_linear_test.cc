@@ -47,7 +47,9 @@ TEST_P(QuantisedLinearTest, WholeNumbersAreExact) {
   on_every_target([&](Ops& ops) {
     const auto reference = make_reference_ops(Precision::f64);
     const Matrix w = ops.prepare(weight), exact = reference->prepare(weight);
-    for (const int64_t rows : {1, 3, 8, 15, 150}) {
+    // With AMX, more than 128 rows take weights that are rounded to bfloat16 (tile_products_test.cc).
+    for (const int64_t rows : {1, 3, 8, 15, 120, 150}) {
+      if (rows > 128 && cpu::has_amx()) continue;
       Buffer x(DType::f32, {rows, kIn}), x64(DType::f64, {rows, kIn}), y64(DType::f64, {rows, kOut});
       Random random(static_cast<uint64_t>(rows));
       for (int64_t i = 0; i < rows * kIn; ++i) {
@@ -76,7 +78,7 @@ TEST_P(QuantisedLinearTest, WholeNumbersAreExact) {
 /// Batches of any size give a row the same bits.
 TEST_P(QuantisedLinearTest, RowsDoNotDependOnEachOther) {
   constexpr int64_t kIn = 256, kOut = 33;
-  // oneDNN computes batches of more than 128 rows where it has AMX.
+  // Batches of more than 128 rows are computed by tiles where the processor has AMX.
   const int64_t kRows = cpu::has_amx() ? 19 : 300;
   const Buffer weight = extreme_weights(kOut, kIn);
   Buffer x(DType::f32, {kRows, kIn});

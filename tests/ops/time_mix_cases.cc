@@ -305,6 +305,9 @@ Cases wkv7_step_cases(Precision) {
     cases.push_back(std::make_unique<Step>(192, std::vector<int64_t>{0, 1, 2, 3, 4, 5}, first, true));
     cases.push_back(std::make_unique<Step>(128, std::vector<int64_t>{0, 1, 4, 5}, first, true));
     cases.push_back(std::make_unique<Step>(64, std::vector<int64_t>{0, 40}, first));
+    // As many heads as a backend's threads, or more: rows of few and of many at once, whole groups and rests.
+    cases.push_back(std::make_unique<Step>(256, std::vector<int64_t>{0, 8, 15, 40}, first));
+    cases.push_back(std::make_unique<Step>(256, std::vector<int64_t>{0, 21, 22}, first, true));
   }
   cases.push_back(std::make_unique<Step>(128, single, false));
   cases.push_back(std::make_unique<Step>(2560, std::vector<int64_t>{0, 1}, false));

@@ -108,6 +108,20 @@ class CpuOps final : public Ops {
                      [&](int64_t begin, int64_t end) { cpu::wkv7_output_rows(call, begin, end); });
   }
 
+  void wkv7_step(const Wkv7Step& call) override {
+    const Wkv7Call& recurrence = call.recurrence;
+    const int64_t heads = recurrence.r.dim(1) / kHeadSize, rows = recurrence.r.dim(0);
+    const auto sequences = static_cast<int64_t>(recurrence.states.size());
+    // A thread takes whole heads, so that operands never leave its cache. Too few: rows are shared too.
+    if (sequences * heads < pool_.threads() && rows > 1) return Ops::wkv7_step(call);
+    run_tasks(sequences * heads, rows * heads >= 16, [&](int64_t task, int) {
+      const auto s = static_cast<size_t>(task / heads);
+      const int64_t h = task % heads;
+      float* state = static_cast<float*>(recurrence.states[s]) + h * kHeadSize * kHeadSize;
+      cpu::wkv7_step_head(call, h, recurrence.offsets[s], recurrence.offsets[s + 1], state);
+    });
+  }
+
   void kv_append(ConstView k, ConstView v, std::span<const int64_t> offsets,
                  std::span<const KvChunks> kv) override {
     const int64_t heads = k.dim(1) / kHeadSize;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "ops/cpu/prefetch.h"
 #include "ops/ops.h"
 
 /// Products of few rows: bound by reading the weights, so they are read once, as the file holds them, for all
@@ -12,11 +13,6 @@ inline constexpr int64_t kPadding = 64;   ///< x rows are padded to a multiple o
 
 /// How many bytes ahead weights are fetched into the first cache, and into the second.
 inline constexpr int64_t kFirstCacheAhead = 8192, kSecondCacheAhead = 4096;
-/// Into the second cache: more of such requests can be on their way than of those into the first. Always
-/// inlined: to GCC a function that only does this has no effect, and it drops calls from code for other
-/// instruction sets.
-[[gnu::always_inline]] inline void prefetch(const void* line) { __builtin_prefetch(line, 0, 2); }
-
 /// call.x as float32 in the order that dot_few_rows() wants, [rows, padded], zeros behind the end. `to` is
 /// 64-byte aligned.
 void spread_input(const LinearCall& call, int64_t padded, float* to);

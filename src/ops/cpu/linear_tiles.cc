@@ -20,6 +20,14 @@ int64_t padded(int64_t in) { return ceil_div(in, kTileDepth) * kTileDepth; }
 /// Elements of 32 rows of x.
 int64_t block_elements(const LinearCall& call) { return kStripRows * padded(call.w->in()); }
 
+/// The first call that has the input of call i.
+size_t same_input(std::span<const TileRows::Call> calls, size_t i) {
+  const ConstView& x = calls[i].linear->x;
+  size_t first = 0;
+  while (calls[first].linear->x.data() != x.data() || calls[first].linear->x.shape() != x.shape()) ++first;
+  return first;
+}
+
 }  // namespace
 
 TileRows::TileRows(ThreadPool& pool, const TileUnit& unit)
@@ -51,26 +59,30 @@ void TileRows::copy_rows(const Copy& copy) {
 void TileRows::run(std::span<const Call> calls) {
   if (calls.empty()) return;
   int64_t elements = 0, outs = 0;
-  for (const Call& call : calls) {
-    elements += ceil_div(call.linear->x.dim(0), kStripRows) * block_elements(*call.linear);
-    outs += call.linear->w->out() * ceil_div(call.linear->x.dim(0), kMostRows);
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const LinearCall& call = *calls[i].linear;
+    if (same_input(calls, i) == i) elements += ceil_div(call.x.dim(0), kStripRows) * block_elements(call);
+    outs += call.w->out() * ceil_div(call.x.dim(0), kMostRows);
   }
   auto* memory = inputs_.take<BFloat16>(elements);
   // Enough parts for every thread to get several.
   const int64_t block =
       std::clamp(outs / (3 * pool_.threads()) / kLeastOuts * kLeastOuts, kLeastOuts, kMostOuts);
+  inputs_of_calls_.clear();
   copies_.clear();
   parts_.clear();
-  for (const Call& call : calls) {
-    const int64_t rows = call.linear->x.dim(0), out = call.linear->w->out();
-    const BFloat16* x = memory;
-    for (int64_t row = 0; row < rows; row += kStripRows, memory += block_elements(*call.linear)) {
-      copies_.push_back({call.linear, row, memory});
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const LinearCall& call = *calls[i].linear;
+    const int64_t rows = call.x.dim(0), out = call.w->out();
+    const size_t same = same_input(calls, i);
+    const BFloat16* x = same < i ? inputs_of_calls_[same] : memory;
+    inputs_of_calls_.push_back(x);
+    for (int64_t row = 0; same == i && row < rows; row += kStripRows, memory += block_elements(call)) {
+      copies_.push_back({&call, row, memory});
     }
-    for (int64_t row = 0; row < rows;
-         row += kMostRows, x += kMostRows / kStripRows * block_elements(*call.linear)) {
+    for (int64_t row = 0; row < rows; row += kMostRows, x += kMostRows / kStripRows * block_elements(call)) {
       for (int64_t o = 0; o < out; o += block) {
-        parts_.push_back({call, x, row, std::min(kMostRows, rows - row), o, std::min(block, out - o)});
+        parts_.push_back({calls[i], x, row, std::min(kMostRows, rows - row), o, std::min(block, out - o)});
       }
     }
   }

@@ -49,6 +49,7 @@ class TileRows {
   const TileUnit& unit_;
   FillStrip fill_;
   Scratch inputs_;
+  std::vector<const BFloat16*> inputs_of_calls_;
   std::vector<Copy> copies_;
   std::vector<Part> parts_;
   std::vector<ThreadState> threads_;

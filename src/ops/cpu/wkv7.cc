@@ -5,99 +5,12 @@
 #include "hwy/foreach_target.h"
 // After foreach_target.h.
 #include "ops/cpu/kernels.h"
-#include "ops/cpu/simd-inl.h"
+#include "ops/cpu/prefetch.h"
+#include "ops/cpu/time_mix-inl.h"
+#include "ops/cpu/wkv7-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace rwkvx::cpu::HWY_NAMESPACE {
-
-constexpr int64_t N = kHeadSize;
-
-/// One head's operands: row t of each is at t · stride.
-struct Head {
-  const float *r, *w, *k, *v, *a, *b;
-  float* y;
-  int64_t stride;
-  int64_t tokens;
-};
-
-/// Few tokens: the state stays as it is stored, rows along the key dimension. Both products with a row need
-/// only the row before its update: y = S r = (S ⊙ w) r + (S a)(b·r) + v (k·r).
-HWY_INLINE void step_rows(const Head& head, int64_t t, float* state) {
-  const int64_t at = t * head.stride;
-  V w[kHeadVectors], a[kHeadVectors], b[kHeadVectors], k[kHeadVectors], wr[kHeadVectors];
-  V b_r = zero(), k_r = zero();
-  for (int64_t j = 0; j < kHeadVectors; ++j) {
-    const V r = load(head.r + at + j * kLanes);
-    w[j] = load(head.w + at + j * kLanes);
-    a[j] = load(head.a + at + j * kLanes);
-    b[j] = load(head.b + at + j * kLanes);
-    k[j] = load(head.k + at + j * kLanes);
-    wr[j] = hn::Mul(w[j], r);
-    b_r = hn::MulAdd(b[j], r, b_r);
-    k_r = hn::MulAdd(k[j], r, k_r);
-  }
-  const float b_dot_r = sum_of_lanes(b_r), k_dot_r = sum_of_lanes(k_r);
-  for (int64_t i = 0; i < N; ++i) {
-    float* row = state + i * N;
-    V s[kHeadVectors];
-    V removed = zero(), y = zero();
-    for (int64_t j = 0; j < kHeadVectors; ++j) {
-      s[j] = load(row + j * kLanes);
-      removed = hn::MulAdd(s[j], a[j], removed);
-      y = hn::MulAdd(s[j], wr[j], y);
-    }
-    const float s_a = sum_of_lanes(removed), value = head.v[at + i];
-    head.y[at + i] = sum_of_lanes(y) + s_a * b_dot_r + value * k_dot_r;
-    const V sa = set(s_a), vi = set(value);
-    for (int64_t j = 0; j < kHeadVectors; ++j) {
-      store(hn::MulAdd(s[j], w[j], hn::MulAdd(sa, b[j], hn::Mul(vi, k[j]))), row + j * kLanes);
-    }
-  }
-}
-
-/// Many tokens: value dimension in the lanes, so that no sum crosses lanes. One pass over the state for each
-/// token updates it, multiplies it with r, and with the next token's a.
-constexpr int64_t kBlockVectors = kLanes == 16 ? 4 : 2;  // of rows i; limited by the registers
-constexpr int64_t kBlock = kBlockVectors * kLanes;
-
-HWY_INLINE void run_block(const Head& head, int64_t first_row, float* state) {
-  HWY_ALIGN float s[N * kBlock];  // [j, i]: transposed
-  transpose(state + first_row * N, N, kBlock, N, s, kBlock);
-  V next_sa[kBlockVectors];
-  for (auto& x : next_sa) x = zero();
-  for (int64_t j = 0; j < N; ++j) {
-    const V a = set(head.a[j]);
-    for (int64_t i = 0; i < kBlockVectors; ++i) {
-      next_sa[i] = hn::MulAdd(load(s + j * kBlock + i * kLanes), a, next_sa[i]);
-    }
-  }
-  for (int64_t t = 0; t < head.tokens; ++t) {
-    const int64_t at = t * head.stride;
-    const float *r = head.r + at, *w = head.w + at, *k = head.k + at, *b = head.b + at;
-    const float* next_a = t + 1 < head.tokens ? head.a + at + head.stride : head.a + at;  // the last: unused
-    V sa[kBlockVectors], v[kBlockVectors], y[kBlockVectors];
-    for (int64_t i = 0; i < kBlockVectors; ++i) {
-      sa[i] = next_sa[i];
-      v[i] = load(head.v + at + first_row + i * kLanes);
-      y[i] = zero();
-      next_sa[i] = zero();
-    }
-    for (int64_t j = 0; j < N; ++j) {
-      const V wj = set(w[j]), bj = set(b[j]), kj = set(k[j]), rj = set(r[j]), aj = set(next_a[j]);
-      float* row = s + j * kBlock;
-      for (int64_t i = 0; i < kBlockVectors; ++i) {
-        V x = hn::Mul(hn::Load(F(), row + i * kLanes), wj);
-        x = hn::MulAdd(sa[i], bj, x);
-        x = hn::MulAdd(v[i], kj, x);
-        hn::Store(x, F(), row + i * kLanes);
-        y[i] = hn::MulAdd(x, rj, y[i]);
-        next_sa[i] = hn::MulAdd(x, aj, next_sa[i]);
-      }
-    }
-    for (int64_t i = 0; i < kBlockVectors; ++i) store(y[i], head.y + at + first_row + i * kLanes);
-  }
-  transpose(s, kBlock, N, kBlock, state + first_row * N, N);
-}
 
 void wkv7_head(const Wkv7Call& call, int64_t head, int64_t begin, int64_t end, float* state) {
   const int64_t stride = call.r.dim(1), at = begin * stride + head * N;
@@ -110,12 +23,74 @@ void wkv7_head(const Wkv7Call& call, int64_t head, int64_t begin, int64_t end, f
                  call.y.as<float>() + at,
                  stride,
                  end - begin};
-  constexpr int64_t kFewTokens = 8;  // fewer do not pay for transposing the state
   if (one.tokens < kFewTokens) {
     for (int64_t t = 0; t < one.tokens; ++t) step_rows(one, t, state);
   } else {
-    for (int64_t row = 0; row < N; row += kBlock) run_block(one, row, state);
+    HWY_ALIGN float columns[N * N];
+    to_columns(state, columns);
+    step_columns(one, columns);
+    from_columns(columns, state);
   }
+}
+
+/// Tokens whose operands stay in the first cache, beside the state.
+constexpr int64_t kStepTokens = 8;
+
+/// What a step reads of a head, row by row.
+class StepInputs {
+ public:
+  StepInputs(const Wkv7Step& call, int64_t channel) : stride_(call.operands.k.dim(1)) {
+    const Wkv7Operands& o = call.operands;
+    for (const ConstView* x :
+         {&call.recurrence.r, &o.k, &o.v, &o.decay, &o.rate, &call.output.g, &o.value_gate, &o.v_first}) {
+      if (*x) rows_[count_++] = x->as<float>() + channel;
+    }
+  }
+  HWY_INLINE void fetch(int64_t t) const {
+    for (int64_t i = 0; i < count_; ++i) {
+      for (int64_t c = 0; c < N; c += 16) prefetch(rows_[i] + t * stride_ + c);
+    }
+  }
+
+ private:
+  const float* rows_[8];
+  int64_t count_ = 0, stride_;
+};
+
+template <typename Out>
+HWY_INLINE void step_head(const Wkv7Step& call, int64_t head, int64_t begin, int64_t end, float* state,
+                          Out* y) {
+  HWY_ALIGN float r[kStepTokens * N], w[kStepTokens * N], k[kStepTokens * N], v[kStepTokens * N],
+      a[kStepTokens * N], b[kStepTokens * N], x[kStepTokens * N], columns[N * N];
+  const int64_t width = call.operands.k.dim(1), channel = head * N;
+  const StepInputs inputs(call, channel);
+  const bool many = end - begin >= kFewTokens;
+  if (many) to_columns(state, columns);
+  for (int64_t first = begin; first < end; first += kStepTokens) {
+    const int64_t tokens = std::min(kStepTokens, end - first);
+    for (int64_t i = 0; i < tokens; ++i) {
+      if (first + i + kStepTokens < end) inputs.fetch(first + i + kStepTokens);
+      const int64_t to = i * N;
+      operands_of_head(call.operands, first + i, channel, {w + to, k + to, v + to, a + to, b + to});
+      const float* read = call.recurrence.r.as<float>() + (first + i) * width + channel;
+      for (int64_t c = 0; c < N; c += kLanes) store(load(read + c), r + to + c);
+    }
+    const Head one{r, w, k, v, a, b, x, N, tokens};
+    if (many) {
+      step_columns(one, columns);
+    } else {
+      for (int64_t i = 0; i < tokens; ++i) step_rows(one, i, state);
+    }
+    for (int64_t i = 0; i < tokens; ++i) {
+      output_of_head(call.output, first + i, channel, {x + i * N, r + i * N, k + i * N, v + i * N}, y);
+    }
+  }
+  if (many) from_columns(columns, state);
+}
+
+void wkv7_step_head(const Wkv7Step& call, int64_t head, int64_t begin, int64_t end, float* state) {
+  with_real_or_bf16(call.output.y.dtype(), call.output.y.data(),
+                    [&](auto* y) { step_head(call, head, begin, end, state, y); });
 }
 
 }  // namespace rwkvx::cpu::HWY_NAMESPACE
@@ -125,9 +100,13 @@ HWY_AFTER_NAMESPACE();
 namespace rwkvx::cpu {
 
 HWY_EXPORT(wkv7_head);
+HWY_EXPORT(wkv7_step_head);
 
 void wkv7_head(const Wkv7Call& call, int64_t head, int64_t begin, int64_t end, float* state) {
   HWY_DYNAMIC_DISPATCH(wkv7_head)(call, head, begin, end, state);
+}
+void wkv7_step_head(const Wkv7Step& call, int64_t head, int64_t begin, int64_t end, float* state) {
+  HWY_DYNAMIC_DISPATCH(wkv7_step_head)(call, head, begin, end, state);
 }
 
 }  // namespace rwkvx::cpu
