@@ -210,6 +210,9 @@ class Ops {
   /// Whether kernels read any memory of the host, mapped files too.
   virtual bool reads_host_memory() const { return true; }
   virtual int threads() const { return 1; }  ///< of the host, that it computes with
+  /// Whether chunk_attention() takes queries and the weights of softmaxes rounded to bfloat16, as tensor
+  /// cores and tiles do, where there are many queries; the cpu only where lse is not kept for a backward.
+  virtual bool rounds_attention() const { return false; }
   DType real() const { return precision() == Precision::f64 ? DType::f64 : DType::f32; }
   /// What products take; a backend may answer f32 in bf16 precision where the processor has no bf16 products.
   virtual DType active() const { return precision() == Precision::bf16 ? DType::bf16 : real(); }

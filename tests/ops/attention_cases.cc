@@ -128,6 +128,11 @@ Cases chunk_attention_cases(Precision precision) {
     add(2, 16, 2, {0, rows}, {rows + 41});
   }
   add(1, 128, 3, {0, 300}, {700});
+  // Chunks of whole tiles: several blocks of keys, several packings of values (2048), few rows beside many.
+  add(1, 32, 3, {0, 129}, {170});
+  add(2, 320, 2, {0, 70}, {1000});
+  add(1, 2112, 2, {0, 50}, {2112 + 2090});
+  add(1, 64, 3, {0, 15, 31, 100}, {70, 280, 260});
   add(1, 7, 4, {0, 60}, {100});    // a chunk smaller than any block
   add(1, 1, 3, {0, 20}, {50});     // of a single token
   add(2, 16, 1, {0, 40}, {60});    // the own chunk only

@@ -18,10 +18,12 @@ struct Setup {
   std::string operation;
   int64_t target;
   Precision precision;
+  bool tiles = false;
 };
 
 void PrintTo(const Setup& setup, std::ostream* out) {
-  *out << setup.operation << " " << target_name(setup.target) << " " << name(setup.precision);
+  *out << setup.operation << " " << target_name(setup.target) << " " << name(setup.precision)
+       << (setup.tiles ? " tiles" : "");
 }
 
 std::vector<Setup> setups() {
@@ -30,6 +32,12 @@ std::vector<Setup> setups() {
     for (const int64_t target : targets()) {
       for (const Precision precision : {Precision::f32, Precision::bf16}) {
         all.push_back({operation, target, precision});
+      }
+      // What uses tiles, with the processor's or with emulated ones.
+      const bool products = operation == "linear" || operation == "norm_shift_linear";
+      const bool attention = operation == "chunk_attention" || operation == "kv_append";
+      if (target == targets().back() && (products || attention)) {
+        all.push_back({operation, target, Precision::bf16, true});
       }
     }
   }
@@ -43,7 +51,9 @@ class CpuOpsTest : public testing::TestWithParam<Setup> {
 };
 
 TEST_P(CpuOpsTest, AgreesWithReference) {
-  const auto ops = make_cpu_ops(GetParam().precision, 2);
+  const cpu::TileUnit* const own = cpu::tile_unit();
+  const cpu::TileUnit* const tiles = own != nullptr ? own : &cpu::emulated_tile_unit();
+  const auto ops = make_cpu_ops(GetParam().precision, 2, GetParam().tiles ? tiles : nullptr);
   double worst = 0;
   std::string worst_case;
   for (const auto& [operation, cases] : operations()) {
@@ -60,7 +70,8 @@ TEST_P(CpuOpsTest, AgreesWithReference) {
 
 INSTANTIATE_TEST_SUITE_P(All, CpuOpsTest, testing::ValuesIn(setups()), [](const auto& one) {
   const Setup& setup = one.param;
-  return setup.operation + "_" + target_name(setup.target) + "_" + std::string(name(setup.precision));
+  return setup.operation + "_" + target_name(setup.target) + "_" + std::string(name(setup.precision)) +
+         (setup.tiles ? "_tiles" : "");
 });
 
 /// Any number of threads gives the same numbers.

@@ -64,11 +64,13 @@ class Run {
   Ops& ops() { return ops_; }
   /// What the tested backend's products take.
   bool rounds_to_bf16() const { return tested_.active() == DType::bf16; }
-  /// In bf16 precision tensor cores take attention's queries and weights, and in the backward its gradients,
-  /// as bfloat16 too (docs/decisions/0014-gpu.md).
-  bool rounds_attention() const { return rounds_to_bf16() && tested_.name() == "cuda"; }
+  /// In bf16 precision tensor cores and tiles take attention's queries and weights, and in the backward its
+  /// gradients, as bfloat16 too (docs/decisions/0014-gpu.md).
+  bool rounds_attention() const { return rounds_to_bf16() && tested_.rounds_attention(); }
   /// In bf16 precision tensor cores take the factors of long WKV-7 recurrences with 10 bits behind the point.
-  bool rounds_recurrence(int64_t rows) const { return rounds_attention() && rows >= 192; }
+  bool rounds_recurrence(int64_t rows) const {
+    return rounds_to_bf16() && tested_.name() == "cuda" && rows >= 192;
+  }
   /// The reference gets in one call what others get in several.
   bool is_reference() const { return &ops_ != &tested_; }
   Random& random() { return random_; }

@@ -6,7 +6,7 @@
 
 #include "harness.h"
 #include "instruction_sets.h"
-#include "ops/cpu/linear_prefill.h"
+#include "ops/cpu/tiles.h"
 #include "ops/reference/reference_ops.h"
 
 /// What the products with rounded inputs (bf16 precision, few rows) can be held to beyond the bounds of
@@ -49,7 +49,7 @@ TEST_P(QuantisedLinearTest, WholeNumbersAreExact) {
     const Matrix w = ops.prepare(weight), exact = reference->prepare(weight);
     // With AMX, more than 128 rows take weights that are rounded to bfloat16 (tile_products_test.cc).
     for (const int64_t rows : {1, 3, 8, 15, 120, 150}) {
-      if (rows > 128 && cpu::has_amx()) continue;
+      if (rows > 128 && cpu::tile_unit() != nullptr) continue;
       Buffer x(DType::f32, {rows, kIn}), x64(DType::f64, {rows, kIn}), y64(DType::f64, {rows, kOut});
       Random random(static_cast<uint64_t>(rows));
       for (int64_t i = 0; i < rows * kIn; ++i) {
@@ -79,7 +79,7 @@ TEST_P(QuantisedLinearTest, WholeNumbersAreExact) {
 TEST_P(QuantisedLinearTest, RowsDoNotDependOnEachOther) {
   constexpr int64_t kIn = 256, kOut = 33;
   // Batches of more than 128 rows are computed by tiles where the processor has AMX.
-  const int64_t kRows = cpu::has_amx() ? 19 : 300;
+  const int64_t kRows = cpu::tile_unit() != nullptr ? 19 : 300;
   const Buffer weight = extreme_weights(kOut, kIn);
   Buffer x(DType::f32, {kRows, kIn});
   Random random(1);

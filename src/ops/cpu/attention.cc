@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "ops/cpu/attention.h"
+#include "ops/cpu/attention_matrix-inl.h"
 #include "ops/cpu/attention_tiles-inl.h"
 #include "ops/cpu/chunk_choice-inl.h"
 #include "ops/cpu/simd-inl.h"
@@ -67,26 +68,19 @@ HWY_NOINLINE void merge(const QueryBlock& block, int64_t lanes, const SoftmaxOf&
   HWY_ALIGN float values[kQueries * N];
   transpose(block.values, kQueries, N, kQueries, values, N);
   for (int64_t lane = 0; lane < lanes; ++lane) {
-    Softmax& softmax = softmax_of(lane);
-    const float highest = std::max(softmax.highest, block.highest[lane]);
-    const float scale = std::exp(softmax.highest - highest),
-                block_scale = std::exp(block.highest[lane] - highest);
-    softmax.highest = highest;
-    softmax.total = softmax.total * scale + block.total[lane] * block_scale;
-    RWKVX_UNROLL for (int64_t n = 0; n < N; n += kLanes) {
-      const V seen = hn::Mul(load(values + lane * N + n), set(block_scale));
-      store(hn::MulAdd(load(softmax.values + n), set(scale), seen), softmax.values + n);
-    }
+    merge_softmax(softmax_of(lane), block.highest[lane], block.total[lane], values + lane * N);
   }
 }
 
-/// Chooses chunks for rows row .. row + lanes of one chunk, and attends to that chunk's earlier keys.
+/// Chooses chunks for rows row .. row + lanes of one chunk, and, unless that is left to tiles, attends to
+/// that chunk's earlier keys.
 template <typename T>
-HWY_NOINLINE void attend_own(const Head& head, int64_t row, int64_t lanes, QueryBlock& block,
+HWY_NOINLINE void attend_own(const Head& head, int64_t row, int64_t lanes, bool tiles, QueryBlock& block,
                              Softmax* softmax, AttentionScratch& scratch, BoundsUse& use) {
   const int64_t own = head.chunk(row), slot = head.position(row) % head.kv.chunk_size;
   if (lanes >= kFewQueries) load_queries(head, lanes, block, [&](int64_t lane) { return row + lane; });
   choose(head, block, row, lanes, own, scratch, use);
+  if (tiles) return;
   const auto keys = head.keys<T>(own), values = head.values<T>(own);
   if (lanes < kFewQueries) {
     for (int64_t lane = 0; lane < lanes; ++lane) {
@@ -127,6 +121,10 @@ HWY_NOINLINE void attend_chosen(const Head& head, QueryBlock& block, Softmax* so
     if (head.kv.observer != nullptr) {
       const auto bytes = static_cast<uint64_t>(head.kv.chunk_size * N) * sizeof(T);
       for (const T* from : {keys.data, values.data}) head.kv.observer->read(from, bytes, counts[c] - begin);
+    }
+    if (by_tiles<T>(head, counts[c] - begin)) {
+      attend_chunk_tiles(head, c, requests + begin, counts[c] - begin, *head.tiles, scratch, softmax);
+      begin = counts[c];
     }
     for (; begin < counts[c]; begin += kQueries) {
       const int64_t lanes = std::min<int64_t>(kQueries, counts[c] - begin);
@@ -179,9 +177,13 @@ HWY_NOINLINE void attend_typed(const Head& head, const AttentionTask& task, Atte
   BoundsUse use;
   for (int64_t row = head.begin; row < head.end;) {
     const int64_t left = head.kv.chunk_size - head.position(row) % head.kv.chunk_size;
-    const int64_t lanes = std::min({kQueries, head.end - row, left});
-    attend_own<T>(head, row, lanes, block, softmax, scratch, use);
-    row += lanes;
+    const int64_t first = row, last = std::min(head.end, row + left);  // of this chunk
+    const bool tiles = by_tiles<T>(head, last - first);
+    for (; row < last; row += kQueries) {
+      attend_own<T>(head, row, std::min(kQueries, last - row), tiles, block, softmax, scratch, use);
+    }
+    row = last;
+    if (tiles) attend_own_tiles(head, first, last, *head.tiles, scratch, softmax);
   }
   attend_chosen<T>(head, block, softmax, scratch);
   keep_for_backward(head, *task.call, softmax, scratch);
@@ -206,7 +208,8 @@ void attend(const AttentionTask& task, AttentionScratch& scratch) {
             task.end,
             kv.length - call.offsets[task.sequence + 1] + task.begin,
             0,
-            task.packed};
+            task.packed,
+            task.tiles};
   head.chosen_chunks = std::min(call.top_k - 1, head.chunk(task.end - 1));  // no more than there are
   with_stored(kv.dtype, [&](auto stored) { attend_typed<const decltype(stored)>(head, task, scratch); });
 }

@@ -34,6 +34,7 @@ struct Head {
   int64_t first_position;    // of row `begin`
   int64_t chosen_chunks;     // top_k − 1
   const PackedSums* packed;  // for bounds of gates, or null
+  const TileUnit* tiles;     // for many queries, or null
 
   const float* query(int64_t row) const { return q + row * width; }
   int64_t position(int64_t row) const { return first_position + row - begin; }
@@ -55,6 +56,18 @@ struct Head {
   const float* sums(int64_t chunk) const { return sums_of(kv, head, chunk); }
   int64_t parts() const { return parts_of(kv); }
 };
+
+/// Values, summed with weights e^(score − highest) that sum to `total`, join a softmax.
+HWY_INLINE void merge_softmax(Softmax& softmax, float highest, float total, const float* values) {
+  const float most = std::max(softmax.highest, highest);
+  const float scale = std::exp(softmax.highest - most), other_scale = std::exp(highest - most);
+  softmax.highest = most;
+  softmax.total = softmax.total * scale + total * other_scale;
+  RWKVX_UNROLL for (int64_t n = 0; n < N; n += kLanes) {
+    const V seen = hn::Mul(load(values + n), set(other_scale));
+    store(hn::MulAdd(load(softmax.values + n), set(scale), seen), softmax.values + n);
+  }
+}
 
 /// Queries row_of(0 .. lanes); lanes beyond repeat the last.
 template <typename RowOf>

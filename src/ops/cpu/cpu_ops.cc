@@ -21,11 +21,12 @@ int64_t row_grain(int64_t width) { return std::max<int64_t>(2, 32768 / std::max<
 
 class CpuOps final : public Ops {
  public:
-  CpuOps(Precision precision, int threads)
+  CpuOps(Precision precision, int threads, const cpu::TileUnit* tiles)
       : precision_(precision),
         active_(precision == Precision::bf16 && cpu::has_bf16_products() ? DType::bf16 : DType::f32),
+        tiles_(active_ == DType::bf16 ? tiles : nullptr),
         pool_(threads),
-        linear_(pool_, precision == Precision::bf16),
+        linear_(pool_, precision == Precision::bf16, tiles_),
         attention_scratch_(static_cast<size_t>(threads)) {}
 
   std::string_view name() const override { return "cpu"; }
@@ -33,6 +34,7 @@ class CpuOps final : public Ops {
   DType active() const override { return active_; }
   Allocator& allocator() override { return host_allocator(); }
   int threads() const override { return pool_.threads(); }
+  bool rounds_attention() const override { return tiles_ != nullptr; }
 
   using Ops::prepare;
   Matrix prepare(ConstView weight, bool sparse_input) override {
@@ -138,6 +140,8 @@ class CpuOps final : public Ops {
     // Few heads for many threads: shorter tasks, though long ones let more queries share a chunk's keys.
     const int64_t parts = std::max<int64_t>(1, 4 * pool_.threads() / heads);
     const int64_t most = std::clamp<int64_t>(call.q.dim(0) / parts, 128, cpu::kMostTaskRows);
+    // What a backward follows is computed as it computes.
+    const cpu::TileUnit* tiles = call.lse ? nullptr : tiles_;
     pack_key_sums(call, heads);
     attention_tasks_.clear();
     int64_t keys = 0;
@@ -148,7 +152,7 @@ class CpuOps final : public Ops {
         const int64_t end = std::min(begin + most, call.offsets[s + 1]);
         for (int64_t head = 0; head < heads; ++head) {
           const cpu::PackedSums* packed = packed_[s] != nullptr ? &packed_[s]->head(head) : nullptr;
-          attention_tasks_.push_back({&call, s, head, begin, end, packed});
+          attention_tasks_.push_back({&call, s, head, begin, end, packed, tiles});
         }
       }
     }
@@ -237,6 +241,7 @@ class CpuOps final : public Ops {
 
   Precision precision_;
   DType active_;
+  const cpu::TileUnit* tiles_;
   cpu::ThreadPool pool_;
   cpu::Linear linear_;
   std::unique_ptr<TrainingOps> training_ = cpu::make_cpu_training(pool_);
@@ -248,10 +253,10 @@ class CpuOps final : public Ops {
 
 }  // namespace
 
-std::unique_ptr<Ops> make_cpu_ops(Precision precision, int threads) {
+std::unique_ptr<Ops> make_cpu_ops(Precision precision, int threads, const cpu::TileUnit* tiles) {
   if (precision == Precision::f64)
     fail("the cpu backend computes in f32 or bf16; f64 needs the reference backend");
-  return std::make_unique<CpuOps>(precision, threads > 0 ? threads : cpu::usable_cores());
+  return std::make_unique<CpuOps>(precision, threads > 0 ? threads : cpu::usable_cores(), tiles);
 }
 
 }  // namespace rwkvx

@@ -18,15 +18,15 @@ namespace rwkvx::cpu {
 /// Ops::linear(): chooses by the number of rows.
 class Linear {
  public:
-  /// bytes: inputs are rounded to 8 bits where weights are quantised; with AMX those of few rows.
-  Linear(ThreadPool& pool, bool bytes)
+  /// bytes: inputs are rounded to 8 bits where weights are quantised; with tiles those of few rows.
+  Linear(ThreadPool& pool, bool bytes, const TileUnit* tiles)
       : pool_(pool),
         bytes_(bytes),
-        bytes_for_all_(!has_amx()),
+        bytes_for_all_(tiles == nullptr),
         bf16_dot_(has_bf16_dot()),
         many_rows_(pool),
         blocks_(static_cast<size_t>(pool.threads())) {
-    if (const TileUnit* unit = tile_unit(); bytes && unit != nullptr) tiles_.emplace(pool, *unit);
+    if (tiles != nullptr) tiles_.emplace(pool, *tiles);
   }
   /// Packs quantised weights where they are multiplied with bytes, and turns those of sparse inputs.
   Matrix prepare(ConstView weight, bool sparse_input);

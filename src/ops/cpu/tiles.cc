@@ -17,19 +17,47 @@ namespace {
 
 void nothing() {}
 
+/// Σ over the 32 of a tile's depth: row r of a, rows `stride` apart, times column n of b.
+float dot(const BFloat16* a, int64_t stride, int64_t r, const BFloat16* b, int64_t n) {
+  float sum = 0;
+  for (int64_t k = 0; k < kTileDepth; ++k) {
+    sum += to_float(a[r * stride + k]) * to_float(b[k / 2 * kTileDepth + n * 2 + k % 2]);
+  }
+  return sum;
+}
+
 void multiply_emulated(const TileStrip& s) {
   for (int64_t r = 0; r < s.row_tiles * kTileRows; ++r) {
     for (int64_t n = 0; n < s.panels * kTileRows; ++n) {
       float& c = s.c[r * kStripColumns + n];
       float sum = s.add ? c : 0.0f;
       for (int64_t step = 0; step < s.steps; ++step) {
-        const BFloat16* a = s.a + (2 * step + r / 16) * kTileElements + r % 16 * kTileDepth;
-        const BFloat16* b = s.b + ((n / 32 * s.steps + step) * 2 + n / 16 % 2) * kTileElements + n % 16 * 2;
-        for (int64_t k = 0; k < kTileDepth; ++k) {
-          sum += to_float(a[k]) * to_float(b[k / 2 * kTileDepth + k % 2]);
-        }
+        sum += dot(s.a + (2 * step + r / 16) * kTileElements, kTileDepth, r % 16,
+                   s.b + ((n / 32 * s.steps + step) * 2 + n / 16 % 2) * kTileElements, n % 16);
       }
       c = sum;
+    }
+  }
+}
+
+void score_emulated(const TileScores& s) {
+  for (int64_t key = 0; key < s.key_tiles * kTileRows; ++key) {
+    for (int64_t query = 0; query < kTileQueries; ++query) {
+      const BFloat16* q = s.queries + query / 16 * kTileElements;
+      s.scores[key * kTileQueries + query] =
+          dot(s.keys, 64, key, q, query % 16) + dot(s.keys + 32, 64, key, q + 2 * kTileElements, query % 16);
+    }
+  }
+}
+
+void add_values_emulated(const TileValues& s) {
+  for (int64_t n = 0; n < 64; ++n) {
+    for (int64_t query = 0; query < kTileQueries; ++query) {
+      float& sum = s.sums[n * kTileQueries + query];
+      for (int64_t step = 0; step < s.steps; ++step) {
+        sum += dot(s.values + (step * 4 + n / 16) * kTileElements, kTileDepth, n % 16,
+                   s.weights + (step * 2 + query / 16) * kTileElements, query % 16);
+      }
     }
   }
 }
@@ -37,7 +65,7 @@ void multiply_emulated(const TileStrip& s) {
 }  // namespace
 
 const TileUnit& emulated_tile_unit() {
-  static constexpr TileUnit unit{nothing, nothing, multiply_emulated};
+  static constexpr TileUnit unit{nothing, nothing, multiply_emulated, score_emulated, add_values_emulated};
   return unit;
 }
 
@@ -45,8 +73,8 @@ const TileUnit& emulated_tile_unit() {
 
 namespace {
 
-// Registers, which have to be literals: C of two row tiles and two panels in 0 to 3, A of two row tiles in 4
-// and 5, B of two panels in 6 and 7.
+// Registers have to be literals. In a product: C of two row tiles and two panels in 0 to 3, A of two row
+// tiles in 4 and 5, B of two panels in 6 and 7.
 
 struct alignas(64) TileConfiguration {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -128,6 +156,59 @@ void multiply_amx(const TileStrip& s) {
   }
 }
 
+RWKVX_AMX void score_amx(const TileScores& s) {
+  constexpr int64_t kKeyRow = 64 * sizeof(BFloat16), kScoreRow = kTileQueries * sizeof(float), kRow = 64;
+  asm volatile("" ::: "memory");
+  _tile_loadd(4, s.queries, kRow);
+  _tile_loadd(5, s.queries + kTileElements, kRow);
+  _tile_loadd(6, s.queries + 2 * kTileElements, kRow);
+  _tile_loadd(7, s.queries + 3 * kTileElements, kRow);
+  const BFloat16* keys = s.keys;
+  float* scores = s.scores;
+  for (int64_t tile = 0; tile < s.key_tiles;
+       ++tile, keys += kTileRows * 64, scores += kTileRows * kTileQueries) {
+    _tile_loadd(2, keys, kKeyRow);
+    _tile_zero(0);
+    _tile_dpbf16ps(0, 2, 4);
+    _tile_zero(1);
+    _tile_dpbf16ps(1, 2, 5);
+    _tile_loadd(3, keys + kTileDepth, kKeyRow);
+    _tile_dpbf16ps(0, 3, 6);
+    _tile_dpbf16ps(1, 3, 7);
+    _tile_stored(0, scores, kScoreRow);
+    _tile_stored(1, scores + kTileRows, kScoreRow);
+  }
+  asm volatile("" ::: "memory");
+}
+
+RWKVX_AMX void add_values_amx(const TileValues& s) {
+  constexpr int64_t kSumRow = kTileQueries * sizeof(float), kRow = 64;
+  asm volatile("" ::: "memory");
+  for (int64_t half = 0; half < 2; ++half) {
+    float *sums = s.sums + half * 32 * kTileQueries, *next = sums + kTileRows * kTileQueries;
+    _tile_loadd(0, sums, kSumRow);
+    _tile_loadd(1, sums + kTileRows, kSumRow);
+    _tile_loadd(2, next, kSumRow);
+    _tile_loadd(3, next + kTileRows, kSumRow);
+    const BFloat16 *a = s.values + 2 * half * kTileElements, *b = s.weights;
+    for (int64_t step = 0; step < s.steps; ++step, a += 4 * kTileElements, b += 2 * kTileElements) {
+      _tile_loadd(4, a, kRow);
+      _tile_loadd(6, b, kRow);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, b + kTileElements, kRow);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, a + kTileElements, kRow);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums, kSumRow);
+    _tile_stored(1, sums + kTileRows, kSumRow);
+    _tile_stored(2, next, kSumRow);
+    _tile_stored(3, next + kTileRows, kSumRow);
+  }
+  asm volatile("" ::: "memory");
+}
+
 bool tiles_allowed() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -136,7 +217,7 @@ bool tiles_allowed() {
 }  // namespace
 
 const TileUnit* tile_unit() {
-  static constexpr TileUnit unit{begin_amx, end_amx, multiply_amx};
+  static constexpr TileUnit unit{begin_amx, end_amx, multiply_amx, score_amx, add_values_amx};
   static const bool usable = has_amx() && tiles_allowed();
   return usable && has_bf16_products() ? &unit : nullptr;
 }

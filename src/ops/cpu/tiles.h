@@ -26,11 +26,32 @@ struct TileStrip {
   bool add;
 };
 
+inline constexpr int64_t kTileQueries = 32;  ///< of attention, two tiles side by side
+
+/// Scores of 32 queries: scores [16 · key_tiles, 32] = keys [16 · key_tiles, 64] · queries.
+struct TileScores {
+  const BFloat16* keys;  ///< rows of 64, one behind the other
+  const BFloat16*
+      queries;  ///< [2, 2] tiles: channels 0 to 31 and 32 to 63, each of 16 queries and 16 queries
+  int64_t key_tiles;
+  float* scores;
+};
+
+/// Sums of values: sums [64, 32] += values · weights.
+struct TileValues {
+  const BFloat16* values;   ///< [steps, 4] tiles: for every 32 keys, 16 channels (rows) after 16 channels
+  const BFloat16* weights;  ///< [steps, 2] tiles: for every 32 keys, 16 queries and 16 queries
+  int64_t steps;
+  float* sums;
+};
+
 /// What multiplies tiles. Between begin() and end() a thread does nothing else with tiles.
 struct TileUnit {
   void (*begin)();
   void (*end)();
   void (*multiply)(const TileStrip& strip);
+  void (*score)(const TileScores& call);
+  void (*add_values)(const TileValues& call);
 };
 
 /// The processor's own (AMX), null where it has none or the system does not let this process use it.

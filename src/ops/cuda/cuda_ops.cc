@@ -18,6 +18,7 @@ class CudaOps final : public Ops {
 
   std::string_view name() const override { return "cuda"; }
   Precision precision() const override { return precision_; }
+  bool rounds_attention() const override { return precision_ == Precision::bf16; }
   Allocator& allocator() override { return gpu_.allocator(); }
   Allocator& host_memory() override { return gpu_.host_memory(); }
 

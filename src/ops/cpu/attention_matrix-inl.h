@@ -1,0 +1,258 @@
+/// Attention of many queries by tiles (tiles.h): 32 queries in the columns of scores and of sums, keys as
+/// stored, in bfloat16. Queries and weights of the softmax are rounded to bfloat16.
+#if defined(RWKVX_OPS_CPU_ATTENTION_MATRIX_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef RWKVX_OPS_CPU_ATTENTION_MATRIX_INL_H_
+#undef RWKVX_OPS_CPU_ATTENTION_MATRIX_INL_H_
+#else
+#define RWKVX_OPS_CPU_ATTENTION_MATRIX_INL_H_
+#endif
+
+#include <algorithm>
+
+#include "ops/cpu/attention_head-inl.h"
+#include "ops/cpu/tiles.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace rwkvx::cpu::HWY_NAMESPACE {
+
+/// Tiles are as wide as vectors of 16 lanes.
+constexpr bool kHasTiles = kLanes == 16;
+/// Keys whose scores and weights stay near a core, and keys whose values lie in tiles at a time.
+constexpr int64_t kTileKeys = 256, kPackedKeys = 2048;
+constexpr int64_t kValueTiles = N / kTileRows;  // of 32 keys
+
+/// 2^x, x ≤ 0, within 3e-6; what is below 2^-126 becomes that. Weights are rounded to 2^-9.
+HWY_INLINE V exp2_of_negative(V x) {
+  const hn::Rebind<int32_t, F> i32;
+  const V magic =
+      set(12582912.0f);  // 1.5 · 2^23: what is added to it is rounded to an integer, in its last bits
+  x = hn::Max(set(-126.0f), x);  // a NaN stays: the second
+  const V shifted = hn::Add(x, magic);
+  const V f = hn::Sub(x, hn::Sub(shifted, magic));  // [-1/2, 1/2]
+  V p = set(9.57010034e-3f);
+  p = hn::MulAdd(p, f, set(5.59178591e-2f));
+  p = hn::MulAdd(p, f, set(2.40247443e-1f));
+  p = hn::MulAdd(p, f, set(6.93121791e-1f));
+  p = hn::MulAdd(p, f, set(9.99999285e-1f));
+  const auto exponent = hn::ShiftLeft<23>(hn::BitCast(i32, shifted));
+  return hn::BitCast(F(), hn::Add(hn::BitCast(i32, p), exponent));
+}
+
+/// a and b, rounded to bfloat16, as pairs. Finite.
+HWY_INLINE void store_pairs(V a, V b, BFloat16* to) {
+  const hn::Rebind<uint32_t, F> u32;
+  const auto half = hn::Set(u32, 0x8000);
+  const auto low = hn::ShiftRight<16>(hn::Add(hn::BitCast(u32, a), half));
+  const auto high = hn::And(hn::Add(hn::BitCast(u32, b), half), hn::Set(u32, 0xffff0000));
+  hn::StoreU(hn::Or(low, high), u32, reinterpret_cast<uint32_t*>(to));
+}
+
+/// 32 queries and their running softmaxes; scores in units of log 2.
+struct TileQueryBlock {
+  HWY_ALIGN BFloat16 q[4 * kTileElements];  // as TileScores::queries
+  HWY_ALIGN float sums[N * kTileQueries];   // [n, query]
+  HWY_ALIGN float scores[kTileKeys * kTileQueries];
+  HWY_ALIGN BFloat16 weights[kTileKeys * kTileQueries];  // as TileValues::weights
+  HWY_ALIGN float positions[kTileQueries];               // in the own chunk, for the causal mask
+  HWY_ALIGN float highest[kTileQueries], total[kTileQueries];
+};
+
+/// Queries row_of(0 .. lanes), lanes beyond repeat the last, and softmaxes that have seen nothing.
+template <typename RowOf>
+HWY_INLINE void load_tile_queries(const Head& head, int64_t lanes, TileQueryBlock& block,
+                                  const RowOf& row_of) {
+  HWY_ALIGN float rows[kTileQueries * N], columns[N * kTileQueries];
+  for (int64_t lane = 0; lane < kTileQueries; ++lane) {
+    const float* q = head.query(row_of(std::min(lane, lanes - 1)));
+    for (int64_t n = 0; n < N; n += kLanes) store(load(q + n), rows + lane * N + n);
+  }
+  transpose(rows, N, kTileQueries, N, columns, kTileQueries);
+  HWY_ALIGN BFloat16 even[kLanes], odd[kLanes];
+  for (int64_t n = 0; n < N; n += 2) {
+    for (int64_t group = 0; group < 2; ++group) {
+      // Rounded as store() rounds, which keeps what is not finite.
+      store(load(columns + n * kTileQueries + group * kLanes), even);
+      store(load(columns + (n + 1) * kTileQueries + group * kLanes), odd);
+      BFloat16* to = block.q + (n / kTileDepth * 2 + group) * kTileElements + n % kTileDepth / 2 * kTileDepth;
+      store_pairs(load(even), load(odd), to);
+    }
+  }
+  std::fill(std::begin(block.sums), std::end(block.sums), 0.0f);
+  std::fill(std::begin(block.total), std::end(block.total), 0.0f);
+  std::fill(std::begin(block.highest), std::end(block.highest),
+            -1e30f);  // finite: the first difference is a number
+}
+
+/// Values [count, N] as TileValues::values, zeros behind the last.
+inline void pack_values(const BFloat16* values, int64_t count, BFloat16* to) {
+  const hn::Rebind<uint16_t, F> u16;
+  const hn::Rebind<uint32_t, F> u32;
+  HWY_ALIGN uint32_t pairs[kTileRows * kLanes];  // [pair of keys, channel]
+  const auto row = [&](int64_t key, int64_t n) {
+    if (key >= count) return hn::Zero(u32);
+    return hn::PromoteTo(u32, hn::LoadU(u16, reinterpret_cast<const uint16_t*>(values + key * N + n)));
+  };
+  for (int64_t key = 0; key < count; key += kTileDepth) {
+    for (int64_t n = 0; n < N; n += kTileRows, to += kTileElements) {
+      for (int64_t p = 0; p < kTileRows; ++p) {
+        const auto pair = hn::Or(row(key + 2 * p, n), hn::ShiftLeft<16>(row(key + 2 * p + 1, n)));
+        hn::StoreU(pair, u32, pairs + p * kLanes);
+      }
+      transpose(reinterpret_cast<const float*>(pairs), kLanes, kTileRows, kLanes,
+                reinterpret_cast<float*>(to), kLanes);
+    }
+  }
+}
+
+/// Keys first .. first + count ≤ kTileKeys, whose scores are there, join the softmaxes; `values` are theirs.
+/// With kCausal a query sees those up to its position; the first block of all must have one for each query.
+template <bool kCausal>
+HWY_NOINLINE void attend_scores(TileQueryBlock& block, const TileUnit& unit, const BFloat16* values,
+                                int64_t first, int64_t count) {
+  const V unit_of_scores = set(0.125f * 1.44269504088896341f);  // 1/√N, and the logarithm's base
+  V before[2], highest[2], total[2], position[2];
+  RWKVX_UNROLL for (int g = 0; g < 2; ++g) {
+    highest[g] = set(-INFINITY);
+    before[g] = load(block.highest + g * kLanes);
+    if constexpr (kCausal) position[g] = load(block.positions + g * kLanes);
+  }
+  for (int64_t key = 0; key < count; ++key) {
+    RWKVX_UNROLL for (int g = 0; g < 2; ++g) {
+      float* at = block.scores + key * kTileQueries + g * kLanes;
+      V score = load(at);
+      if constexpr (kCausal) {
+        score =
+            hn::IfThenElse(hn::Gt(set(static_cast<float>(first + key)), position[g]), set(-INFINITY), score);
+        store(score, at);
+      }
+      highest[g] = hn::Max(highest[g], score);
+    }
+  }
+  bool moved = false;
+  RWKVX_UNROLL for (int g = 0; g < 2; ++g) {
+    highest[g] = hn::Max(hn::Mul(highest[g], unit_of_scores), before[g]);
+    moved = moved || !hn::AllTrue(F(), hn::Eq(highest[g], before[g]));
+    total[g] = load(block.total + g * kLanes);
+  }
+  if (moved) {
+    V scale[2];
+    RWKVX_UNROLL for (int g = 0; g < 2; ++g) {
+      scale[g] = exp2_of_negative(hn::Sub(before[g], highest[g]));
+      total[g] = hn::Mul(total[g], scale[g]);
+      store(highest[g], block.highest + g * kLanes);
+    }
+    for (int64_t n = 0; n < N; ++n) {
+      RWKVX_UNROLL for (int g = 0; g < 2; ++g) {
+        float* at = block.sums + n * kTileQueries + g * kLanes;
+        store(hn::Mul(load(at), scale[g]), at);
+      }
+    }
+  }
+  const auto weight = [&](int64_t key, int g) {
+    const V score = load(block.scores + key * kTileQueries + g * kLanes);
+    return exp2_of_negative(hn::MulSub(score, unit_of_scores, highest[g]));
+  };
+  const int64_t steps = (count + kTileDepth - 1) / kTileDepth;
+  for (int64_t key = 0; key < steps * kTileDepth; key += 2) {
+    RWKVX_UNROLL for (int g = 0; g < 2; ++g) {
+      const V even = key < count ? weight(key, g) : zero(),
+              odd = key + 1 < count ? weight(key + 1, g) : zero();
+      total[g] = hn::Add(total[g], hn::Add(even, odd));
+      store_pairs(
+          even, odd,
+          block.weights + (key / kTileDepth * 2 + g) * kTileElements + key % kTileDepth / 2 * kTileDepth);
+    }
+  }
+  RWKVX_UNROLL for (int g = 0; g < 2; ++g) store(total[g], block.total + g * kLanes);
+  unit.add_values({values, block.weights, steps, block.sums});
+}
+
+/// Keys first .. end of a chunk, `keys` the chunk's, `values` packed from key `first` on. Rows behind `end`
+/// up to a multiple of 16 are read.
+template <bool kCausal>
+HWY_INLINE void attend_tiles(TileQueryBlock& block, const TileUnit& unit, const BFloat16* keys,
+                             const BFloat16* values, int64_t first, int64_t end) {
+  for (int64_t key = first; key < end; key += kTileKeys, values += kTileKeys * N) {
+    const int64_t count = std::min(kTileKeys, end - key);
+    unit.score({keys + key * N, block.q, (count + kTileRows - 1) / kTileRows, block.scores});
+    attend_scores<kCausal>(block, unit, values, key, count);
+  }
+}
+
+/// Adds what the first `lanes` have seen to their rows' softmaxes.
+template <typename SoftmaxOf>
+HWY_INLINE void merge_tiles(const TileQueryBlock& block, int64_t lanes, const SoftmaxOf& softmax_of) {
+  HWY_ALIGN float values[kTileQueries * N];
+  transpose(block.sums, kTileQueries, N, kTileQueries, values, N);
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    constexpr float kLog2 = 0.693147180559945f;
+    merge_softmax(softmax_of(lane), block.highest[lane] * kLog2, block.total[lane], values + lane * N);
+  }
+}
+
+/// The earlier keys of the rows' own chunk, for rows first .. last of one chunk.
+HWY_NOINLINE inline void attend_own_tiles(const Head& head, int64_t first, int64_t last, const TileUnit& unit,
+                                          AttentionScratch& scratch, Softmax* softmax) {
+  const int64_t own = head.chunk(first), slot = head.position(first) % head.kv.chunk_size;
+  const BFloat16 *keys = head.keys<const BFloat16>(own).data, *values = head.values<const BFloat16>(own).data;
+  const int64_t all = slot + last - first;
+  auto* packed = scratch.values.take<BFloat16>(kPackedKeys * N);
+  auto& block = *scratch.tile_block.take<TileQueryBlock>(1);
+  unit.begin();
+  for (int64_t key = 0; key < all; key += kPackedKeys) {
+    const int64_t end = std::min(key + kPackedKeys, all);
+    pack_values(values + key * N, end - key, packed);
+    for (int64_t row = first; row < last; row += kTileQueries) {
+      const int64_t lanes = std::min(kTileQueries, last - row), position = slot + row - first;
+      if (position + lanes <= key) continue;
+      load_tile_queries(head, lanes, block, [&](int64_t lane) { return row + lane; });
+      for (int64_t lane = 0; lane < kTileQueries; ++lane) {
+        block.positions[lane] = static_cast<float>(position + std::min(lane, lanes - 1));
+      }
+      // Whole blocks of keys that all queries see need no mask.
+      const int64_t seen =
+          std::min(end, key + std::max<int64_t>(0, position + 1 - key) / kTileKeys * kTileKeys);
+      attend_tiles<false>(block, unit, keys, packed, key, seen);
+      attend_tiles<true>(block, unit, keys, packed + (seen - key) * N, seen, std::min(end, position + lanes));
+      merge_tiles(block, lanes, [&](int64_t lane) -> Softmax& { return softmax[row - head.begin + lane]; });
+    }
+  }
+  unit.end();
+}
+
+/// The rows requests[0 .. count] of the task and all of a chunk.
+HWY_NOINLINE inline void attend_chunk_tiles(const Head& head, int64_t chunk, const int32_t* requests,
+                                            int64_t count, const TileUnit& unit, AttentionScratch& scratch,
+                                            Softmax* softmax) {
+  const BFloat16 *keys = head.keys<const BFloat16>(chunk).data,
+                 *values = head.values<const BFloat16>(chunk).data;
+  auto* packed = scratch.values.take<BFloat16>(kPackedKeys * N);
+  auto& block = *scratch.tile_block.take<TileQueryBlock>(1);
+  unit.begin();
+  for (int64_t key = 0; key < head.kv.chunk_size; key += kPackedKeys) {
+    const int64_t end = std::min(key + kPackedKeys, head.kv.chunk_size);
+    pack_values(values + key * N, end - key, packed);
+    for (int64_t at = 0; at < count; at += kTileQueries) {
+      const int64_t lanes = std::min(kTileQueries, count - at);
+      load_tile_queries(head, lanes, block, [&](int64_t lane) { return head.begin + requests[at + lane]; });
+      attend_tiles<false>(block, unit, keys, packed, key, end);
+      merge_tiles(block, lanes, [&](int64_t lane) -> Softmax& { return softmax[requests[at + lane]]; });
+    }
+  }
+  unit.end();
+}
+
+/// Whether so many queries of a chunk are worth its values' packing.
+template <typename T>
+HWY_INLINE bool by_tiles(const Head& head, int64_t queries) {
+  constexpr int64_t kWorthPacking = 16;
+  if constexpr (kHasTiles && std::is_same_v<T, const BFloat16>) {
+    return head.tiles != nullptr && queries >= kWorthPacking && head.kv.chunk_size % kTileDepth == 0;
+  }
+  return false;
+}
+
+}  // namespace rwkvx::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif
