@@ -116,15 +116,20 @@ void TileRows::run_part(const Part& part, ThreadState& thread) const {
       for (int64_t s = 0; s < strips; ++s) {
         const int64_t first = part.out + s * kStripColumns,
                       outs = std::min(kStripColumns, weight.dim(0) - first);
-        float* c = sums + (pieces == 1 ? 0 : (i * strips + s) * kStripRows * kStripColumns);
+        // Results that need nothing more are summed where they belong.
+        const bool in_place = call.y.dtype() == DType::f32 && call.activation == Activation::none &&
+                              outs % (kStripColumns / 2) == 0 && rows % kTileRows == 0;
+        float* c = in_place ? call.y.as<float>() + row * weight.dim(0) + first
+                            : sums + (pieces == 1 ? 0 : (i * strips + s) * kStripRows * kStripColumns);
         unit_.multiply({.a = part.x + i * block_elements(call) + input * kStripRows,
                         .row_tiles = ceil_div(rows, kTileRows),
                         .b = weights + s * strip_elements,
                         .panels = outs > kStripColumns / 2 ? 4 : 2,
                         .steps = steps,
                         .c = c,
-                        .add = piece > 0});
-        if (piece + 1 == pieces) finish_few_rows(call, row, rows, first, outs, c);
+                        .c_stride = in_place ? weight.dim(0) : kStripColumns,
+                        .add = piece > 0 || (in_place && call.add)});
+        if (piece + 1 == pieces && !in_place) finish_few_rows(call, row, rows, first, outs, c);
       }
     }
   }

@@ -128,18 +128,18 @@ HWY_INLINE V power_of_two(V n) {
   return hn::BitCast(F(), hn::ShiftLeft<23>(exponent));
 }
 
-/// n = x / ln 2 rounded, and e^r − 1 of the rest r = x − n·ln 2, |r| ≤ 0.35: Taylor's series to r⁷ (next term
-/// 5e-9).
+inline constexpr float kLog2High = 0.693145751953125f,
+                       kLog2Low = 1.42860682030941723e-6f;  // the first exact times n
+/// Taylor's series of e^r, to r⁷ (next term 5e-9 at |r| ≤ 0.35), without its first term.
+inline constexpr float kExpSeries[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f};
+
+/// n = x / ln 2 rounded, and e^r − 1 of the rest r = x − n·ln 2, |r| ≤ 0.35.
 HWY_INLINE V reduced_expm1(V x, V& n) {
   n = hn::Round(hn::Mul(x, set(1.44269504088896341f)));
-  V r = hn::NegMulAdd(n, set(0.693145751953125f), x);  // ln 2 in two parts, the first exact times n
-  r = hn::NegMulAdd(n, set(1.42860682030941723e-6f), r);
-  V p = set(1.0f / 5040);
-  p = hn::MulAdd(p, r, set(1.0f / 720));
-  p = hn::MulAdd(p, r, set(1.0f / 120));
-  p = hn::MulAdd(p, r, set(1.0f / 24));
-  p = hn::MulAdd(p, r, set(1.0f / 6));
-  p = hn::MulAdd(p, r, set(0.5f));
+  V r = hn::NegMulAdd(n, set(kLog2High), x);
+  r = hn::NegMulAdd(n, set(kLog2Low), r);
+  V p = set(kExpSeries[0]);
+  RWKVX_UNROLL for (int term = 1; term < 6; ++term) p = hn::MulAdd(p, r, set(kExpSeries[term]));
   return hn::MulAdd(hn::Mul(p, r), r, r);
 }
 
@@ -147,6 +147,22 @@ HWY_INLINE V reduced_expm1(V x, V& n) {
 HWY_INLINE V clamp(V x, float low, float high) {
   x = hn::IfThenElse(hn::Lt(x, set(low)), set(low), x);
   return hn::IfThenElse(hn::Gt(x, set(high)), set(high), x);
+}
+
+/// −87 ≤ x ≤ 88: e^x within 2 units in the last place. Of several vectors at once, step by step: one alone
+/// waits for itself, each step for the one before.
+template <int kVectors>
+HWY_INLINE void exp_in_range(V (&x)[kVectors]) {
+  V n[kVectors], p[kVectors];
+  RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) n[i] = hn::Round(hn::Mul(x[i], set(1.44269504088896341f)));
+  RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) x[i] = hn::NegMulAdd(n[i], set(kLog2High), x[i]);
+  RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) x[i] = hn::NegMulAdd(n[i], set(kLog2Low), x[i]);
+  RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) p[i] = set(kExpSeries[0]);
+  RWKVX_UNROLL for (int term = 1; term < 7; ++term) {
+    RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) p[i] = hn::MulAdd(p[i], x[i], set(kExpSeries[term]));
+  }
+  RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) p[i] = hn::MulAdd(p[i], x[i], set(1.0f));
+  RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) x[i] = hn::Mul(p[i], power_of_two(n[i]));
 }
 
 /// Within 2 units in the last place; 0 below the smallest normal number, infinity above e^88.
@@ -159,7 +175,28 @@ HWY_INLINE V exp(V x) {
   return hn::IfThenElse(hn::Gt(x, set(88.0f)), set(INFINITY), not_small);
 }
 
-HWY_INLINE V sigmoid(V x) { return hn::Div(set(1.0f), hn::Add(set(1.0f), exp(hn::Neg(x)))); }
+/// 1 / x within 2 units in the last place, 1 ≤ x ≤ e^87.
+HWY_INLINE V reciprocal(V x) {
+  if constexpr (kLanes < 16) return hn::Div(set(1.0f), x);
+  // A division of 16 takes as long as 32 multiplications; the estimate is good to 14 bits, then to 28.
+  const V estimate = hn::ApproximateReciprocal(x);
+  return hn::MulAdd(estimate, hn::NegMulAdd(x, estimate, set(1.0f)), estimate);
+}
+
+/// e^−87 and 1 − e^−87 at the ends. A NaN stays: it is the second in Max and Min.
+template <int kVectors>
+HWY_INLINE void sigmoid(V (&x)[kVectors]) {
+  RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) {
+    x[i] = hn::Min(set(87.0f), hn::Max(set(-87.0f), hn::Neg(x[i])));
+  }
+  exp_in_range(x);
+  RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) x[i] = reciprocal(hn::Add(set(1.0f), x[i]));
+}
+HWY_INLINE V sigmoid(V x) {
+  V one[1] = {x};
+  sigmoid(one);
+  return one[0];
+}
 
 /// e^(2x) − 1 over itself + 2: small relative error near zero too.
 HWY_INLINE V tanh(V x) {

@@ -29,7 +29,7 @@ float dot(const BFloat16* a, int64_t stride, int64_t r, const BFloat16* b, int64
 void multiply_emulated(const TileStrip& s) {
   for (int64_t r = 0; r < s.row_tiles * kTileRows; ++r) {
     for (int64_t n = 0; n < s.panels * kTileRows; ++n) {
-      float& c = s.c[r * kStripColumns + n];
+      float& c = s.c[r * s.c_stride + n];
       float sum = s.add ? c : 0.0f;
       for (int64_t step = 0; step < s.steps; ++step) {
         sum += dot(s.a + (2 * step + r / 16) * kTileElements, kTileDepth, r % 16,
@@ -101,15 +101,16 @@ RWKVX_AMX inline void fetch_tile(const BFloat16* tile) {
 /// Two row tiles (or one) by two panels. Compilers do not know that tile loads read memory.
 template <bool kTwoRows>
 RWKVX_AMX void multiply_two_panels(const TileStrip& s, const BFloat16* b, float* c) {
-  constexpr int64_t kCStride = kStripColumns * sizeof(float), kRow = kTileDepth * sizeof(BFloat16);
-  float* next_c = c + kTileRows * kStripColumns;
+  constexpr int64_t kRow = kTileDepth * sizeof(BFloat16);
+  const int64_t c_stride = s.c_stride * static_cast<int64_t>(sizeof(float));
+  float* next_c = c + kTileRows * s.c_stride;
   asm volatile("" ::: "memory");
   if (s.add) {
-    _tile_loadd(0, c, kCStride);
-    _tile_loadd(1, c + kTileRows, kCStride);
+    _tile_loadd(0, c, c_stride);
+    _tile_loadd(1, c + kTileRows, c_stride);
     if (kTwoRows) {
-      _tile_loadd(2, next_c, kCStride);
-      _tile_loadd(3, next_c + kTileRows, kCStride);
+      _tile_loadd(2, next_c, c_stride);
+      _tile_loadd(3, next_c + kTileRows, c_stride);
     }
   } else {
     _tile_zero(0);
@@ -135,11 +136,11 @@ RWKVX_AMX void multiply_two_panels(const TileStrip& s, const BFloat16* b, float*
     fetch_tile(b + kAhead + kTileElements);
     if (kTwoRows) _tile_dpbf16ps(3, 5, 7);
   }
-  _tile_stored(0, c, kCStride);
-  _tile_stored(1, c + kTileRows, kCStride);
+  _tile_stored(0, c, c_stride);
+  _tile_stored(1, c + kTileRows, c_stride);
   if (kTwoRows) {
-    _tile_stored(2, next_c, kCStride);
-    _tile_stored(3, next_c + kTileRows, kCStride);
+    _tile_stored(2, next_c, c_stride);
+    _tile_stored(3, next_c + kTileRows, c_stride);
   }
   asm volatile("" ::: "memory");
 }

@@ -15,14 +15,15 @@ inline constexpr int64_t kTileElements = 16 * kTileDepth;  ///< of A or B
 
 inline constexpr int64_t kStripRows = 2 * kTileRows, kStripColumns = 4 * kTileRows;
 
-/// Up to 32 rows of A times a strip of B: c [rows, 64] = or += a · b.
+/// Up to 32 rows of A times a strip of B: c [rows, 32 or 64] = or += a · b.
 struct TileStrip {
   const BFloat16* a;  ///< [steps, 2] tiles: for every 32 of its columns, 16 rows and 16 rows
   int64_t row_tiles;  ///< 1 or 2 of them are wanted
   const BFloat16* b;  ///< [panels / 2, steps, 2] tiles: panels of 16 columns, two and two
   int64_t panels;     ///< 2 or 4
   int64_t steps;
-  float* c;  ///< [16 · row_tiles, 64]
+  float* c;          ///< [16 · row_tiles, 16 · panels]
+  int64_t c_stride;  ///< elements between rows of c
   bool add;
 };
 

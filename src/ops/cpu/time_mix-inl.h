@@ -18,37 +18,61 @@ struct HeadOperands {
 
 /// `head` is the head's first channel.
 HWY_INLINE void operands_of_head(const Wkv7Operands& call, int64_t t, int64_t head, const HeadOperands& to) {
-  const auto *w0 = call.w0.as<float>(), *a0 = call.a0.as<float>(), *k_k = call.k_k.as<float>(),
-             *k_a = call.k_a.as<float>();
-  const float* v0 = call.value_gate ? call.v0.as<float>() : nullptr;
-  const V log_decay = set(-0.60653065971263342f);  // −e^(−1/2)
-  const V kept = set(!call.reset.empty() && call.reset[static_cast<size_t>(t)] != 0 ? 0.0f : 1.0f);
+  constexpr int kTogether = kLanes == 16 ? 4 : 2;  // vectors; limited by the registers
   const int64_t at = t * call.k.dim(1) + head;
-  const float* k = call.k.as<float>() + at;
+  const float *w0 = call.w0.as<float>() + head, *a0 = call.a0.as<float>() + head,
+              *k_k = call.k_k.as<float>() + head, *k_a = call.k_a.as<float>() + head;
+  const float *k = call.k.as<float>() + at, *v = call.v.as<float>() + at, *rates = call.rate.as<float>() + at,
+              *decays = call.decay.as<float>() + at;
+  const float *v0 = nullptr, *gates = nullptr, *v_first = nullptr;
+  if (call.value_gate) {
+    v0 = call.v0.as<float>() + head;
+    gates = call.value_gate.as<float>() + at;
+    v_first = call.v_first.as<float>() + at;
+  }
+  const V kept = set(!call.reset.empty() && call.reset[static_cast<size_t>(t)] != 0 ? 0.0f : 1.0f);
   V squares = zero();
   for (int64_t c = 0; c < kHeadSize; c += kLanes) {
-    const V kappa = hn::Mul(load(k + c), load(k_k + head + c));
+    const V kappa = hn::Mul(load(k + c), load(k_k + c));
     squares = hn::MulAdd(kappa, kappa, squares);
   }
   const float norm = std::sqrt(sum_of_lanes(squares));
   const V inverse = set(1.0f / (norm < 1e-12f ? 1e-12f : norm));
-  for (int64_t c = 0; c < kHeadSize; c += kLanes) {
-    const int64_t channel = head + c;
-    const V key = load(k + c);
-    const V kappa = hn::Mul(hn::Mul(key, load(k_k + channel)), inverse);
-    const V rate = sigmoid(hn::Add(load(a0 + channel), load(call.rate.as<float>() + at + c)));
-    const V decay = sigmoid(hn::Add(load(w0 + channel), load(call.decay.as<float>() + at + c)));
-    store(hn::Mul(exp(hn::Mul(log_decay, decay)), kept), to.w + c);
-    store(hn::Neg(hn::Mul(kappa, kept)), to.a + c);
-    store(hn::Mul(kappa, rate), to.b + c);
-    const V factor = hn::MulAdd(hn::Sub(rate, set(1.0f)), load(k_a + channel), set(1.0f));
-    store(hn::Mul(key, factor), to.k + c);
-    V v = load(call.v.as<float>() + at + c);
-    if (v0) {
-      const V gate = sigmoid(hn::Add(load(v0 + channel), load(call.value_gate.as<float>() + at + c)));
-      v = hn::MulAdd(hn::Sub(load(call.v_first.as<float>() + at + c), v), gate, v);
+  for (int64_t first = 0; first < kHeadSize; first += kTogether * kLanes) {
+    V rate[kTogether], decay[kTogether];
+    RWKVX_UNROLL for (int i = 0; i < kTogether; ++i) {
+      const int64_t c = first + i * kLanes;
+      rate[i] = hn::Add(load(a0 + c), load(rates + c));
+      decay[i] = hn::Add(load(w0 + c), load(decays + c));
     }
-    store(v, to.v + c);
+    sigmoid(decay);
+    RWKVX_UNROLL for (int i = 0; i < kTogether; ++i) decay[i] =
+        hn::Mul(set(-0.60653065971263342f), decay[i]);  // −e^(−1/2)
+    exp_in_range(decay);
+    sigmoid(rate);
+    V value[kTogether], gate[kTogether];
+    RWKVX_UNROLL for (int i = 0; i < kTogether; ++i) value[i] = load(v + first + i * kLanes);
+    if (gates != nullptr) {
+      RWKVX_UNROLL for (int i = 0; i < kTogether; ++i) {
+        const int64_t c = first + i * kLanes;
+        gate[i] = hn::Add(load(v0 + c), load(gates + c));
+      }
+      sigmoid(gate);
+      RWKVX_UNROLL for (int i = 0; i < kTogether; ++i) {
+        value[i] = hn::MulAdd(hn::Sub(load(v_first + first + i * kLanes), value[i]), gate[i], value[i]);
+      }
+    }
+    RWKVX_UNROLL for (int i = 0; i < kTogether; ++i) {
+      const int64_t c = first + i * kLanes;
+      const V key = load(k + c);
+      const V kappa = hn::Mul(hn::Mul(key, load(k_k + c)), inverse);
+      store(hn::Mul(decay[i], kept), to.w + c);
+      store(hn::Neg(hn::Mul(kappa, kept)), to.a + c);
+      store(hn::Mul(kappa, rate[i]), to.b + c);
+      const V factor = hn::MulAdd(hn::Sub(rate[i], set(1.0f)), load(k_a + c), set(1.0f));
+      store(hn::Mul(key, factor), to.k + c);
+      store(value[i], to.v + c);
+    }
   }
 }
 
