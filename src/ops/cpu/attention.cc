@@ -12,10 +12,18 @@
 #include "ops/cpu/attention_matrix-inl.h"
 #include "ops/cpu/attention_tiles-inl.h"
 #include "ops/cpu/chunk_choice-inl.h"
+#include "ops/cpu/prefetch.h"
 #include "ops/cpu/simd-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace rwkvx::cpu::HWY_NAMESPACE {
+
+/// Of a row that is read a block later. What lies behind the last is fetched for nothing.
+template <typename T>
+HWY_INLINE void fetch_row(const T* row) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t n = 0; n < N; n += kLine) prefetch(row + n);
+}
 
 /// One query over keys 0 .. count of a page; its channels are in the lanes.
 template <typename T>
@@ -32,6 +40,7 @@ HWY_NOINLINE void attend_one(const Head& head, int64_t row, const Rows<T>& keys,
     const int64_t block = std::min(kBlock, count - begin);
     for (int64_t i = 0; i < block; ++i) {
       const T* key = keys.row(begin + i);
+      fetch_row(keys.row(begin + i + kBlock));
       V dot = hn::Mul(q[0], load(key));
       RWKVX_UNROLL for (int64_t n = 1; n < kHeadVectors; ++n) dot =
           hn::MulAdd(q[n], load(key + n * kLanes), dot);
@@ -53,6 +62,7 @@ HWY_NOINLINE void attend_one(const Head& head, int64_t row, const Rows<T>& keys,
     RWKVX_UNROLL for (int64_t n = 0; n < kHeadVectors; ++n) sums[n] = hn::Mul(sums[n], set(scale));
     for (int64_t i = 0; i < block; ++i) {
       const T* value = values.row(begin + i);
+      fetch_row(values.row(begin + i + kBlock));
       const V p = set(values.scaled(scores[i], begin + i));
       RWKVX_UNROLL for (int64_t n = 0; n < kHeadVectors; ++n) {
         sums[n] = hn::MulAdd(p, load(value + n * kLanes), sums[n]);
