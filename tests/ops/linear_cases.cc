@@ -231,6 +231,13 @@ Cases norm_shift_linear_cases(Precision precision) {
   for (const DType weight : {DType::q4_k, DType::q5_k, DType::q6_k}) {
     for (const int64_t mixes : {0, 6}) add(512, mixes, 48, {0, 1}, weight);
   }
+  // Many rows: of one sequence, and of several that begin within, and at, blocks of 32 rows.
+  for (const DType weight : {DType::bf16, DType::f16, DType::q8_0}) {
+    for (const int64_t mixes : {0, 1, 6}) {
+      add(128, mixes, 40, {0, 131}, weight);
+      add(64, mixes, 24, {0, 1, 2, 40, 64, 96, 160}, weight);
+    }
+  }
   // So many outputs that blocks go from one product to the next, and take a third of a product.
   add(128, 6, 4600, {0, 1}, DType::bf16);
   add(256, 1, 9000, {0, 1}, DType::bf16);

@@ -81,6 +81,10 @@ class CpuOps final : public Ops {
   using Ops::linear;
   void linear(std::span<const LinearCall> calls) override { linear_.run(calls); }
 
+  void norm_shift_linear(const NormShift& norm, std::span<const LinearCall> calls) override {
+    if (!linear_.run_normed(norm, calls)) Ops::norm_shift_linear(norm, calls);
+  }
+
   void wkv7_operands(const Wkv7Operands& call) override {
     pool_.run_ranges(call.k.dim(0), row_grain(8 * call.k.dim(1)),
                      [&](int64_t begin, int64_t end) { cpu::wkv7_operands_rows(call, begin, end); });

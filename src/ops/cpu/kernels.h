@@ -14,6 +14,12 @@ void layer_norm_rows(ConstView x, ConstView gain, ConstView bias, float eps, Vie
 /// The rows of one sequence or a part of them. `before` [C] is the row before the first.
 void token_shift_rows(ConstView x, ConstView mix, const float* before, std::span<const View> y, int64_t begin,
                       int64_t end);
+/// norm_shift() of rows begin .. end ≤ begin + 32 as TileStrip::a, the rest of its 32 rows zeros: y[m] to
+/// to[m]. `rows` [2, C] is working memory. call.last is only read; keep_last_rows() writes it when all rows
+/// are done.
+void norm_shift_tiles(const NormShift& call, int64_t begin, int64_t end, float* rows,
+                      std::span<BFloat16* const> to);
+void keep_last_rows(const NormShift& call);
 /// Types converted: f32, bf16, f16 and whole blocks of quantised types (from) to f32 and bf16.
 void convert(const void* from, DType from_type, void* to, DType to_type, int64_t count);
 

@@ -1,5 +1,6 @@
 #include "ops/cpu/linear.h"
 
+#include <algorithm>
 #include <optional>
 
 #include "base/assert.h"
@@ -164,6 +165,21 @@ void Linear::run(std::span<const LinearCall> calls) {
   }
   if (tiles_) tiles_->run(tiled_);
   many_rows_.run(many_);
+}
+
+bool Linear::run_normed(const NormShift& norm, std::span<const LinearCall> calls) {
+  if (!tiles_ || !TileRows::can_norm(norm)) return false;
+  for (const View& y : norm.y) {  // one that nothing reads has no room
+    const auto reads = [&](const LinearCall& call) { return call.x.data() == y.data(); };
+    if (std::none_of(calls.begin(), calls.end(), reads)) return false;
+  }
+  tiled_.clear();
+  for (const LinearCall& call : calls) {
+    if (few(call) || !TileRows::can(call)) return false;
+    tiled_.push_back({&call, by_bytes(call)});
+  }
+  tiles_->run(tiled_, &norm);
+  return true;
 }
 
 /// The products of few rows among the calls, in one parallel region.

@@ -31,6 +31,9 @@ class Linear {
   /// Packs quantised weights where they are multiplied with bytes, and turns those of sparse inputs.
   Matrix prepare(ConstView weight, bool sparse_input);
   void run(std::span<const LinearCall> calls);
+  /// Ops::norm_shift_linear() where that is one with the products' own preparation of their inputs; false:
+  /// nothing was done.
+  bool run_normed(const NormShift& norm, std::span<const LinearCall> calls);
 
  private:
   /// A product of few rows.

@@ -1,8 +1,11 @@
 #include "ops/cpu/linear_tiles.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
+#include "base/assert.h"
+#include "ops/cpu/kernels.h"
 #include "ops/cpu/linear_decode.h"
 #include "ops/cpu/tile_weights.h"
 
@@ -17,6 +20,7 @@ constexpr int64_t kMostInputs = 1024;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t padded(int64_t in) { return ceil_div(in, kTileDepth) * kTileDepth; }
+constexpr size_t kMostInputsShifted = 8;
 /// Elements of 32 rows of x.
 int64_t block_elements(const LinearCall& call) { return kStripRows * padded(call.w->in()); }
 
@@ -32,6 +36,10 @@ size_t same_input(std::span<const TileRows::Call> calls, size_t i) {
 
 TileRows::TileRows(ThreadPool& pool, const TileUnit& unit)
     : pool_(pool), unit_(unit), fill_(fill_strip()), threads_(static_cast<size_t>(pool.threads())) {}
+
+bool TileRows::can_norm(const NormShift& norm) {
+  return norm.x.dim(1) % kTileDepth == 0 && norm.y.size() <= kMostInputsShifted && !norm.normed_needed;
+}
 
 bool TileRows::can(const LinearCall& call) {
   const DType weight = call.w->weight.dtype();
@@ -56,38 +64,66 @@ void TileRows::copy_rows(const Copy& copy) {
   }
 }
 
-void TileRows::run(std::span<const Call> calls) {
-  if (calls.empty()) return;
-  int64_t elements = 0, outs = 0;
+/// The calls' inputs as tiles, inputs_of_calls_.
+void TileRows::prepare_inputs(std::span<const Call> calls, const NormShift* norm) {
+  int64_t elements = 0;
   for (size_t i = 0; i < calls.size(); ++i) {
     const LinearCall& call = *calls[i].linear;
     if (same_input(calls, i) == i) elements += ceil_div(call.x.dim(0), kStripRows) * block_elements(call);
-    outs += call.w->out() * ceil_div(call.x.dim(0), kMostRows);
   }
   auto* memory = inputs_.take<BFloat16>(elements);
-  // Enough parts for every thread to get several.
-  const int64_t block =
-      std::clamp(outs / (3 * pool_.threads()) / kLeastOuts * kLeastOuts, kLeastOuts, kMostOuts);
   inputs_of_calls_.clear();
   copies_.clear();
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const LinearCall& call = *calls[i].linear;
+    const size_t same = same_input(calls, i);
+    inputs_of_calls_.push_back(same < i ? inputs_of_calls_[same] : memory);
+    for (int64_t row = 0; same == i && row < call.x.dim(0);
+         row += kStripRows, memory += block_elements(call)) {
+      copies_.push_back({&call, row, memory});
+    }
+  }
+  if (norm == nullptr) {
+    return pool_.run_stretches(static_cast<int64_t>(copies_.size()),
+                               [&](int64_t copy, int) { copy_rows(copies_[static_cast<size_t>(copy)]); });
+  }
+  const int64_t rows = norm->x.dim(0), width = norm->x.dim(1);
+  pool_.run_stretches(ceil_div(rows, kStripRows), [&](int64_t block, int thread) {
+    std::array<BFloat16*, kMostInputsShifted> to;
+    size_t count = 0;
+    for (const View& y : norm->y) {
+      size_t i = 0;
+      while (i < calls.size() && calls[i].linear->x.data() != y.data()) ++i;
+      RWKVX_ASSERT(i < calls.size());
+      to[count++] = inputs_of_calls_[i] + block * kStripRows * width;
+    }
+    const int64_t begin = block * kStripRows, end = std::min(begin + kStripRows, rows);
+    norm_shift_tiles(*norm, begin, end, threads_[static_cast<size_t>(thread)].rows.take<float>(2 * width),
+                     std::span(to).first(count));
+  });
+  if (norm->mix) keep_last_rows(*norm);
+}
+
+void TileRows::run(std::span<const Call> calls, const NormShift* norm) {
+  if (calls.empty()) return;
+  prepare_inputs(calls, norm);
+  int64_t outs = 0;
+  for (const Call& call : calls) outs += call.linear->w->out() * ceil_div(call.linear->x.dim(0), kMostRows);
+  // Enough parts for every thread to get several.
+  const int64_t outs_of_part =
+      std::clamp(outs / (3 * pool_.threads()) / kLeastOuts * kLeastOuts, kLeastOuts, kMostOuts);
   parts_.clear();
   for (size_t i = 0; i < calls.size(); ++i) {
     const LinearCall& call = *calls[i].linear;
     const int64_t rows = call.x.dim(0), out = call.w->out();
-    const size_t same = same_input(calls, i);
-    const BFloat16* x = same < i ? inputs_of_calls_[same] : memory;
-    inputs_of_calls_.push_back(x);
-    for (int64_t row = 0; same == i && row < rows; row += kStripRows, memory += block_elements(call)) {
-      copies_.push_back({&call, row, memory});
-    }
+    const BFloat16* x = inputs_of_calls_[i];
     for (int64_t row = 0; row < rows; row += kMostRows, x += kMostRows / kStripRows * block_elements(call)) {
-      for (int64_t o = 0; o < out; o += block) {
-        parts_.push_back({calls[i], x, row, std::min(kMostRows, rows - row), o, std::min(block, out - o)});
+      for (int64_t o = 0; o < out; o += outs_of_part) {
+        parts_.push_back(
+            {calls[i], x, row, std::min(kMostRows, rows - row), o, std::min(outs_of_part, out - o)});
       }
     }
   }
-  pool_.run_stretches(static_cast<int64_t>(copies_.size()),
-                      [&](int64_t copy, int) { copy_rows(copies_[static_cast<size_t>(copy)]); });
   pool_.run_stretches(static_cast<int64_t>(parts_.size()), [&](int64_t part, int thread) {
     run_part(parts_[static_cast<size_t>(part)], threads_[static_cast<size_t>(thread)]);
   });

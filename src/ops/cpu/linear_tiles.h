@@ -24,7 +24,10 @@ class TileRows {
   TileRows(ThreadPool& pool, const TileUnit& unit);
   /// x is bf16, weights are bf16, f16 or quantised.
   static bool can(const LinearCall& call);
-  void run(std::span<const Call> calls);
+  /// Whether run() takes it.
+  static bool can_norm(const NormShift& norm);
+  /// norm: each call's x is one of norm->y, and computed on the way (Ops::norm_shift_linear()).
+  void run(std::span<const Call> calls, const NormShift* norm = nullptr);
 
  private:
   /// A block of one call's results.
@@ -40,16 +43,17 @@ class TileRows {
     BFloat16* to;
   };
   struct ThreadState {
-    Scratch strip, sums;
+    Scratch strip, sums, rows;
   };
   static void copy_rows(const Copy& copy);
+  void prepare_inputs(std::span<const Call> calls, const NormShift* norm);
   void run_part(const Part& part, ThreadState& thread) const;
 
   ThreadPool& pool_;
   const TileUnit& unit_;
   FillStrip fill_;
   Scratch inputs_;
-  std::vector<const BFloat16*> inputs_of_calls_;
+  std::vector<BFloat16*> inputs_of_calls_;
   std::vector<Copy> copies_;
   std::vector<Part> parts_;
   std::vector<ThreadState> threads_;

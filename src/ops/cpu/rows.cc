@@ -6,6 +6,7 @@
 // After foreach_target.h.
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/simd-inl.h"
+#include "ops/cpu/tiles.h"
 #include "tensor/expand_block.h"
 #include "tensor/quantise.h"
 
@@ -56,36 +57,39 @@ void expand_blocks(const void* blocks, DType type, BFloat16* to, int64_t count) 
   }
 }
 
+template <typename Out>
+HWY_INLINE void layer_norm_row(const float* row, const float* gain, const float* bias, float eps,
+                               int64_t width, Out* to) {
+  V sums[4] = {zero(), zero(), zero(), zero()};
+  for (int64_t c = 0; c < width; c += 4 * kLanes) {
+    for (int i = 0; i < 4; ++i) sums[i] = hn::Add(sums[i], load(row + c + i * kLanes));
+  }
+  const float mean =
+      sum_of_lanes(hn::Add(hn::Add(sums[0], sums[1]), hn::Add(sums[2], sums[3]))) / static_cast<float>(width);
+  const V center = set(mean);
+  for (auto& sum : sums) sum = zero();
+  for (int64_t c = 0; c < width; c += 4 * kLanes) {
+    for (int i = 0; i < 4; ++i) {
+      const V d = hn::Sub(load(row + c + i * kLanes), center);
+      sums[i] = hn::MulAdd(d, d, sums[i]);
+    }
+  }
+  const float variance =
+      sum_of_lanes(hn::Add(hn::Add(sums[0], sums[1]), hn::Add(sums[2], sums[3]))) / static_cast<float>(width);
+  const V scale = set(1.0f / std::sqrt(variance + eps));
+  for (int64_t c = 0; c < width; c += kLanes) {
+    const V normal = hn::Mul(hn::Sub(load(row + c), center), scale);
+    store(hn::MulAdd(normal, load(gain + c), load(bias + c)), to + c);
+  }
+}
+
 void layer_norm_rows(ConstView x, ConstView gain, ConstView bias, float eps, View y, int64_t begin,
                      int64_t end) {
   const int64_t width = x.dim(1);
-  const auto* g = gain.as<float>();
-  const auto* b = bias.as<float>();
   with_real_or_bf16(y.dtype(), y.data(), [&](auto* out) {
     for (int64_t t = begin; t < end; ++t) {
-      const float* row = x.as<float>() + t * width;
-      V sums[4] = {zero(), zero(), zero(), zero()};
-      for (int64_t c = 0; c < width; c += 4 * kLanes) {
-        for (int i = 0; i < 4; ++i) sums[i] = hn::Add(sums[i], load(row + c + i * kLanes));
-      }
-      const float mean = sum_of_lanes(hn::Add(hn::Add(sums[0], sums[1]), hn::Add(sums[2], sums[3]))) /
-                         static_cast<float>(width);
-      const V center = set(mean);
-      for (auto& sum : sums) sum = zero();
-      for (int64_t c = 0; c < width; c += 4 * kLanes) {
-        for (int i = 0; i < 4; ++i) {
-          const V d = hn::Sub(load(row + c + i * kLanes), center);
-          sums[i] = hn::MulAdd(d, d, sums[i]);
-        }
-      }
-      const float variance = sum_of_lanes(hn::Add(hn::Add(sums[0], sums[1]), hn::Add(sums[2], sums[3]))) /
-                             static_cast<float>(width);
-      const V scale = set(1.0f / std::sqrt(variance + eps));
-      auto* to = out + t * width;
-      for (int64_t c = 0; c < width; c += kLanes) {
-        const V normal = hn::Mul(hn::Sub(load(row + c), center), scale);
-        store(hn::MulAdd(normal, load(g + c), load(b + c)), to + c);
-      }
+      layer_norm_row(x.as<float>() + t * width, gain.as<float>(), bias.as<float>(), eps, width,
+                     out + t * width);
     }
   });
 }
@@ -112,6 +116,54 @@ void token_shift_rows(ConstView x, ConstView mix, const float* before, std::span
   }
 }
 
+void norm_shift_tiles(const NormShift& call, int64_t begin, int64_t end, float* rows,
+                      std::span<BFloat16* const> to) {
+  const int64_t width = call.x.dim(1), sequences = static_cast<int64_t>(call.offsets.size()) - 1;
+  const auto norm = [&](int64_t t, float* y) {
+    layer_norm_row(call.x.as<float>() + t * width, call.gain.as<float>(), call.bias.as<float>(), call.eps,
+                   width, y);
+  };
+  float *now = rows, *before = rows + width;
+  int64_t s = 0;
+  while (s < sequences && call.offsets[static_cast<size_t>(s + 1)] <= begin) ++s;
+  if (call.mix && call.offsets[static_cast<size_t>(s)] < begin) norm(begin - 1, before);
+  for (int64_t t = begin; t < end; ++t, std::swap(now, before)) {
+    norm(t, now);
+    const float* previous = before;
+    if (call.mix) {
+      while (call.offsets[static_cast<size_t>(s + 1)] <= t) ++s;
+      if (call.offsets[static_cast<size_t>(s)] == t) {
+        previous = static_cast<const float*>(call.last[static_cast<size_t>(s)]);
+      }
+    }
+    const int64_t r = t - begin, at = r / kTileRows * kTileElements + r % kTileRows * kTileDepth;
+    for (size_t m = 0; m < to.size(); ++m) {
+      const float* mix = call.mix ? call.mix.as<float>() + static_cast<int64_t>(m) * width : nullptr;
+      for (int64_t c = 0; c < width; c += kLanes) {
+        V x = load(now + c);
+        if (mix != nullptr) x = hn::MulAdd(hn::Sub(load(previous + c), x), load(mix + c), x);
+        store(x, to[m] + at + c / kTileDepth * (2 * kTileElements) + c % kTileDepth);
+      }
+    }
+  }
+  for (int64_t r = end - begin; r < kStripRows; ++r) {
+    const int64_t at = r / kTileRows * kTileElements + r % kTileRows * kTileDepth;
+    for (BFloat16* tiles : to) {
+      for (int64_t c = 0; c < width; c += kLanes) {
+        store(zero(), tiles + at + c / kTileDepth * (2 * kTileElements) + c % kTileDepth);
+      }
+    }
+  }
+}
+
+void keep_last_rows(const NormShift& call) {
+  const int64_t width = call.x.dim(1);
+  for (size_t s = 0; s < call.last.size(); ++s) {
+    layer_norm_row(call.x.as<float>() + (call.offsets[s + 1] - 1) * width, call.gain.as<float>(),
+                   call.bias.as<float>(), call.eps, width, static_cast<float*>(call.last[s]));
+  }
+}
+
 }  // namespace rwkvx::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -122,6 +174,8 @@ HWY_EXPORT(convert);
 HWY_EXPORT(expand_blocks);
 HWY_EXPORT(layer_norm_rows);
 HWY_EXPORT(token_shift_rows);
+HWY_EXPORT(norm_shift_tiles);
+HWY_EXPORT(keep_last_rows);
 
 void convert(const void* from, DType from_type, void* to, DType to_type, int64_t count) {
   if (!is_quantised(from_type)) return HWY_DYNAMIC_DISPATCH(convert)(from, from_type, to, to_type, count);
@@ -145,6 +199,11 @@ void token_shift_rows(ConstView x, ConstView mix, const float* before, std::span
                       int64_t end) {
   HWY_DYNAMIC_DISPATCH(token_shift_rows)(x, mix, before, y, begin, end);
 }
+void norm_shift_tiles(const NormShift& call, int64_t begin, int64_t end, float* rows,
+                      std::span<BFloat16* const> to) {
+  HWY_DYNAMIC_DISPATCH(norm_shift_tiles)(call, begin, end, rows, to);
+}
+void keep_last_rows(const NormShift& call) { HWY_DYNAMIC_DISPATCH(keep_last_rows)(call); }
 
 }  // namespace rwkvx::cpu
 #endif
