@@ -84,8 +84,8 @@ struct LinearCase final : OpCase {
         reference.max_norm(fmt::format("x{}", i), p.in) * reference.max_norm(fmt::format("w{}", i), p.in);
     double error = sum_error(p.in) * size;
     if (is_quantised(p.weight) && precision == Precision::bf16) {
-      // Of up to 128 rows, x is rounded to 8 bits in blocks of 32, by up to max|x| / 254 each; of more, the
-      // weights to bf16.
+      // Of few rows, x is rounded to 8 bits in blocks of 32, by up to max|x| / 254 each; of many, where there
+      // are tiles, the weights to bf16.
       const double x = reference.max_abs(fmt::format("x{}", i));
       const double w = reference.max_norm(fmt::format("w{}", i), p.in);
       error += std::max(w * std::sqrt(static_cast<double>(p.in)) * x / 254, kBf16 * size);

@@ -85,11 +85,13 @@ Matrix Linear::prepare(ConstView weight, bool sparse_input) {
   return {weight, std::make_shared<Prepared>(std::move(made))};
 }
 
-/// Measured: up to here the weights are better read by our own kernels than by oneDNN, which first copies
-/// them into its own order (and first converts those that are not of x's type).
+/// Measured: up to here the weights are better read by our own kernels than by those of many rows, which
+/// first copy them into another order (and first convert those that are not of x's type).
 bool Linear::few(const LinearCall& call) const {
-  if (by_bytes(call)) return call.x.dim(0) <= kCachedRows || bytes_for_all_;
-  return call.x.dim(0) <= (call.w->weight.dtype() == DType::f32 ? 8 : 32);
+  const int64_t rows = call.x.dim(0);
+  const bool tiles = tiles_ && TileRows::can(call);
+  if (by_bytes(call)) return rows <= 32 || !tiles;
+  return rows <= (tiles || call.w->weight.dtype() == DType::f32 ? 8 : 32);
 }
 
 bool Linear::by_bf16_dot(const LinearCall& call) const {

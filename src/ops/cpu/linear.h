@@ -22,7 +22,6 @@ class Linear {
   Linear(ThreadPool& pool, bool bytes, const TileUnit* tiles)
       : pool_(pool),
         bytes_(bytes),
-        bytes_for_all_(tiles == nullptr),
         bf16_dot_(has_bf16_dot()),
         many_rows_(pool),
         blocks_(static_cast<size_t>(pool.threads())) {
@@ -53,7 +52,7 @@ class Linear {
   int64_t input_elements(const LinearCall& call) const;
 
   ThreadPool& pool_;
-  bool bytes_, bytes_for_all_, bf16_dot_;
+  bool bytes_, bf16_dot_;
   ManyRows many_rows_;
   std::optional<TileRows> tiles_;
   Scratch inputs_;

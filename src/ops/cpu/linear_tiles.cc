@@ -13,7 +13,7 @@ namespace rwkvx::cpu {
 
 namespace {
 
-constexpr int64_t kMostRows = 512;  // of a part
+constexpr int64_t kMostRows = 1024;  // of a part
 constexpr int64_t kMostOuts = 256, kLeastOuts = kStripColumns;
 /// Inputs of a strip at a time, so that it and the rows' inputs stay in the second cache.
 constexpr int64_t kMostInputs = 1024;
