@@ -188,14 +188,41 @@ TEST_P(TileRowsTest, RowsDoNotDependOnEachOther) {
   const Weights w = weights(kOut, in);
   Buffer x = random_tensor(DType::bf16, {kRows, in}, 5), y(DType::f32, {kRows, kOut});
   x.as<BFloat16>()[3 * in + 5] = to_bfloat16(std::numeric_limits<float>::quiet_NaN());
-  run(w, x, y);
-  for (int64_t o = 0; o < kOut; ++o) EXPECT_TRUE(std::isnan(y.as<float>()[3 * kOut + o]));
-  for (const int64_t rows : {1, 5, 40, 71}) {
-    Buffer some(DType::f32, {rows, kOut});
-    run(w, x.view().rows(kRows - rows, rows), some);
-    EXPECT_EQ(std::memcmp(some.as<float>(), y.as<float>() + (kRows - rows) * kOut, some.view().bytes()), 0)
-        << rows;
-    for (int64_t i = 0; i < rows * kOut; ++i) ASSERT_TRUE(std::isfinite(some.as<float>()[i])) << i;
+  for (const bool add : {false, true}) {
+    const auto product = [&](ConstView rows, View to) {
+      for (int64_t i = 0; i < to.elements(); ++i) to.as<float>()[i] = 0.3f;
+      run(w, rows, to, Activation::none, add);
+    };
+    product(x, y);
+    for (int64_t o = 0; o < kOut; ++o) EXPECT_TRUE(std::isnan(y.as<float>()[3 * kOut + o]));
+    for (const int64_t rows : {1, 5, 40, 71}) {
+      Buffer some(DType::f32, {rows, kOut});
+      product(x.view().rows(kRows - rows, rows), some);
+      EXPECT_EQ(std::memcmp(some.as<float>(), y.as<float>() + (kRows - rows) * kOut, some.view().bytes()), 0)
+          << rows << (add ? " added" : "");
+      for (int64_t i = 0; i < rows * kOut; ++i) ASSERT_TRUE(std::isfinite(some.as<float>()[i])) << i;
+    }
+  }
+}
+
+/// As one call with each input of its own.
+TEST_P(TileRowsTest, CallsShareInputs) {
+  constexpr int64_t kRows = 50, kOut = 90;
+  const int64_t in = std::max<int64_t>(64, info(type()).block_elements);
+  const Weights w[] = {weights(kOut, in), weights(40, in), weights(64, in)};
+  const Buffer x[] = {random_tensor(DType::bf16, {kRows, in}, 1), random_tensor(DType::bf16, {kRows, in}, 2)};
+  const size_t input_of[] = {0, 1, 0};
+  std::vector<Buffer> together;
+  for (const Weights& one : w) together.emplace_back(DType::f32, Shape{kRows, one.matrix.out()});
+  std::vector<LinearCall> linear;
+  for (size_t i = 0; i < 3; ++i) linear.push_back({.x = x[input_of[i]], .w = &w[i].matrix, .y = together[i]});
+  std::vector<cpu::TileRows::Call> calls;
+  for (size_t i = 0; i < 3; ++i) calls.push_back({&linear[i], w[i].packed ? &*w[i].packed : nullptr});
+  cpu::TileRows(pool_, *unit_).run(calls);
+  for (size_t i = 0; i < 3; ++i) {
+    Buffer alone(DType::f32, {kRows, w[i].matrix.out()});
+    run(w[i], x[input_of[i]], alone);
+    EXPECT_EQ(std::memcmp(alone.as<float>(), together[i].as<float>(), alone.view().bytes()), 0) << i;
   }
 }
 

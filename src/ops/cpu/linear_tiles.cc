@@ -152,11 +152,16 @@ void TileRows::run_part(const Part& part, ThreadState& thread) const {
       for (int64_t s = 0; s < strips; ++s) {
         const int64_t first = part.out + s * kStripColumns,
                       outs = std::min(kStripColumns, weight.dim(0) - first);
-        // Results that need nothing more are summed where they belong.
-        const bool in_place = call.y.dtype() == DType::f32 && call.activation == Activation::none &&
-                              outs % (kStripColumns / 2) == 0 && rows % kTileRows == 0;
-        float* c = in_place ? call.y.as<float>() + row * weight.dim(0) + first
-                            : sums + (pieces == 1 ? 0 : (i * strips + s) * kStripRows * kStripColumns);
+        // Results that need nothing more are summed where they belong, or of a rest of rows as if they were.
+        const bool plain = call.y.dtype() == DType::f32 && call.activation == Activation::none &&
+                           outs % (kStripColumns / 2) == 0;
+        const bool in_place = plain && rows % kTileRows == 0, last = piece + 1 == pieces;
+        float* y = plain ? call.y.as<float>() + row * weight.dim(0) + first : nullptr;
+        float* c = in_place ? y : sums + (pieces == 1 ? 0 : (i * strips + s) * kStripRows * kStripColumns);
+        if (plain && !in_place && call.add && piece == 0) {
+          std::fill_n(c, kStripRows * kStripColumns, 0.0f);
+          for (int64_t r = 0; r < rows; ++r) std::copy_n(y + r * weight.dim(0), outs, c + r * kStripColumns);
+        }
         unit_.multiply({.a = part.x + i * block_elements(call) + input * kStripRows,
                         .row_tiles = ceil_div(rows, kTileRows),
                         .b = weights + s * strip_elements,
@@ -164,8 +169,13 @@ void TileRows::run_part(const Part& part, ThreadState& thread) const {
                         .steps = steps,
                         .c = c,
                         .c_stride = in_place ? weight.dim(0) : kStripColumns,
-                        .add = piece > 0 || (in_place && call.add)});
-        if (piece + 1 == pieces && !in_place) finish_few_rows(call, row, rows, first, outs, c);
+                        .add = piece > 0 || (plain && call.add)});
+        if (!last || in_place) continue;
+        if (plain) {
+          for (int64_t r = 0; r < rows; ++r) std::copy_n(c + r * kStripColumns, outs, y + r * weight.dim(0));
+        } else {
+          finish_few_rows(call, row, rows, first, outs, c);
+        }
       }
     }
   }
