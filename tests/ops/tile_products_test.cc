@@ -155,7 +155,7 @@ TEST_P(TileRowsTest, AsSumsInFloat64) {
   }
 }
 
-/// Two parts of 512 rows and a rest, more than one block of outputs, results in bfloat16.
+/// A part of 1024 rows and a rest, more than one block of outputs, results in bfloat16.
 TEST_P(TileRowsTest, ManyRowsAndActivations) {
   constexpr int64_t kRows = 1030, kOut = 300;
   const int64_t in = std::max<int64_t>(64, info(type()).block_elements);

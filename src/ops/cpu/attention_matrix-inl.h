@@ -19,7 +19,6 @@ namespace rwkvx::cpu::HWY_NAMESPACE {
 constexpr bool kHasTiles = kLanes == 16;
 /// Keys whose scores and weights stay near a core, and keys whose values lie in tiles at a time.
 constexpr int64_t kTileKeys = 256, kPackedKeys = 2048;
-constexpr int64_t kValueTiles = N / kTileRows;  // of 32 keys
 
 /// 2^x, x ≤ 0, within 3e-6; what is below 2^-126 becomes that. Weights are rounded to 2^-9.
 HWY_INLINE V exp2_of_negative(V x) {

@@ -4,7 +4,6 @@
 #include <cstring>
 #include <vector>
 
-#include "base/assert.h"
 #include "hwy/targets.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/linear_decode.h"

@@ -73,9 +73,6 @@ const TileUnit& emulated_tile_unit() {
 
 namespace {
 
-// Registers have to be literals. In a product: C of two row tiles and two panels in 0 to 3, A of two row
-// tiles in 4 and 5, B of two panels in 6 and 7.
-
 struct alignas(64) TileConfiguration {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -98,20 +95,40 @@ RWKVX_AMX inline void fetch_tile(const BFloat16* tile) {
   for (int64_t line = 0; line < kTileRows; ++line) __builtin_prefetch(tile + line * kTileDepth, 0, 3);
 }
 
+// Registers have to be literals. In a product: C of two row tiles and two panels in 0 to 3, A of two row
+// tiles in 4 and 5, B of two panels in 6 and 7.
+
+/// C, rows `stride` elements apart. Its second row tile is there with kTwoRows.
+template <bool kTwoRows>
+RWKVX_AMX inline void load_results(const float* c, int64_t stride) {
+  const float* next = c + kTileRows * stride;
+  const int64_t bytes = stride * static_cast<int64_t>(sizeof(float));
+  _tile_loadd(0, c, bytes);
+  _tile_loadd(1, c + kTileRows, bytes);
+  if (kTwoRows) {
+    _tile_loadd(2, next, bytes);
+    _tile_loadd(3, next + kTileRows, bytes);
+  }
+}
+template <bool kTwoRows>
+RWKVX_AMX inline void store_results(float* c, int64_t stride) {
+  float* next = c + kTileRows * stride;
+  const int64_t bytes = stride * static_cast<int64_t>(sizeof(float));
+  _tile_stored(0, c, bytes);
+  _tile_stored(1, c + kTileRows, bytes);
+  if (kTwoRows) {
+    _tile_stored(2, next, bytes);
+    _tile_stored(3, next + kTileRows, bytes);
+  }
+}
+
 /// Two row tiles (or one) by two panels. Compilers do not know that tile loads read memory.
 template <bool kTwoRows>
 RWKVX_AMX void multiply_two_panels(const TileStrip& s, const BFloat16* b, float* c) {
   constexpr int64_t kRow = kTileDepth * sizeof(BFloat16);
-  const int64_t c_stride = s.c_stride * static_cast<int64_t>(sizeof(float));
-  float* next_c = c + kTileRows * s.c_stride;
   asm volatile("" ::: "memory");
   if (s.add) {
-    _tile_loadd(0, c, c_stride);
-    _tile_loadd(1, c + kTileRows, c_stride);
-    if (kTwoRows) {
-      _tile_loadd(2, next_c, c_stride);
-      _tile_loadd(3, next_c + kTileRows, c_stride);
-    }
+    load_results<kTwoRows>(c, s.c_stride);
   } else {
     _tile_zero(0);
     _tile_zero(1);
@@ -136,12 +153,7 @@ RWKVX_AMX void multiply_two_panels(const TileStrip& s, const BFloat16* b, float*
     fetch_tile(b + kAhead + kTileElements);
     if (kTwoRows) _tile_dpbf16ps(3, 5, 7);
   }
-  _tile_stored(0, c, c_stride);
-  _tile_stored(1, c + kTileRows, c_stride);
-  if (kTwoRows) {
-    _tile_stored(2, next_c, c_stride);
-    _tile_stored(3, next_c + kTileRows, c_stride);
-  }
+  store_results<kTwoRows>(c, s.c_stride);
   asm volatile("" ::: "memory");
 }
 
@@ -183,14 +195,11 @@ RWKVX_AMX void score_amx(const TileScores& s) {
 }
 
 RWKVX_AMX void add_values_amx(const TileValues& s) {
-  constexpr int64_t kSumRow = kTileQueries * sizeof(float), kRow = 64;
+  constexpr int64_t kRow = 64;
   asm volatile("" ::: "memory");
   for (int64_t half = 0; half < 2; ++half) {
-    float *sums = s.sums + half * 32 * kTileQueries, *next = sums + kTileRows * kTileQueries;
-    _tile_loadd(0, sums, kSumRow);
-    _tile_loadd(1, sums + kTileRows, kSumRow);
-    _tile_loadd(2, next, kSumRow);
-    _tile_loadd(3, next + kTileRows, kSumRow);
+    float* sums = s.sums + half * 32 * kTileQueries;
+    load_results<true>(sums, kTileQueries);
     const BFloat16 *a = s.values + 2 * half * kTileElements, *b = s.weights;
     for (int64_t step = 0; step < s.steps; ++step, a += 4 * kTileElements, b += 2 * kTileElements) {
       _tile_loadd(4, a, kRow);
@@ -202,10 +211,7 @@ RWKVX_AMX void add_values_amx(const TileValues& s) {
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_stored(0, sums, kSumRow);
-    _tile_stored(1, sums + kTileRows, kSumRow);
-    _tile_stored(2, next, kSumRow);
-    _tile_stored(3, next + kTileRows, kSumRow);
+    store_results<true>(sums, kTileQueries);
   }
   asm volatile("" ::: "memory");
 }
