@@ -110,6 +110,32 @@ void wkv7(benchmark::State& state) {
 }
 BENCHMARK(wkv7)->ArgNames({"tokens", "heads", "threads"})->ArgsProduct({{1, 4, 16, 512}, {12}, {1, 0}});
 
+/// The recurrence with what stands around it, as a prompt has it.
+void wkv7_step(benchmark::State& state, Precision precision) {
+  const int64_t tokens = state.range(0), heads = state.range(1), width = heads * kHeadSize;
+  const auto ops = make_cpu(state.range(2), precision);
+  const Shape all{tokens, width};
+  std::vector<Buffer> rows, one;
+  for (int i = 0; i < 12; ++i) rows.push_back(filled(DType::f32, all));
+  for (int i = 0; i < 8; ++i) one.push_back(filled(DType::f32, {width}));
+  Buffer y(ops->active(), all), wkv = filled(DType::f32, {heads, kHeadSize, kHeadSize});
+  const std::vector<int64_t> offsets{0, tokens};
+  void* states = wkv.view().data();
+  const View k = rows[0], v = rows[1], r = rows[2], w = rows[3], a = rows[4], b = rows[5], read = rows[6];
+  for (auto _ : state) {
+    ops->wkv7_step(
+        {{rows[7], rows[8], rows[9], k, v, rows[10], one[0], one[1], one[2], one[3], one[4], w, k, v, a, b},
+         {r, w, k, v, a, b, offsets, std::span(&states, 1), read},
+         {read, r, k, v, rows[11], one[5], one[6], one[7], 64e-5f, y}});
+  }
+  rate(state, "tokens/s", static_cast<double>(tokens));
+}
+void step_sizes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"tokens", "heads", "threads"})->ArgsProduct({{1, 8, 12, 16, 24, 32, 512}, {12}, {1, 0}});
+}
+BENCHMARK_CAPTURE(wkv7_step, f32, Precision::f32)->Apply(step_sizes);
+BENCHMARK_CAPTURE(wkv7_step, bf16, Precision::bf16)->Apply(step_sizes);
+
 void rows_operation(benchmark::State& state, const std::string& operation) {
   const int64_t rows = state.range(0), width = state.range(1);
   const auto ops = make_cpu(state.range(2));
@@ -161,9 +187,12 @@ void attention(benchmark::State& state, DType dtype) {
                 top_k = state.range(3);
   constexpr int64_t kHeads = 12;
   const auto ops = make_cpu(state.range(4));
-  // A single query's keys come from memory: a token meets those of each block once.
+  // A single query's keys come from memory, as a token meets those of each block once; where it reads few of
+  // many, from a cache, so as not to fill memory with the others.
   const auto read = static_cast<int64_t>(bytes_of(dtype, 2 * top_k * chunk * kHeads * kHeadSize));
-  const int64_t copies = rows == 1 ? 1 + (int64_t{256} << 20) / read : 1;
+  const auto whole = static_cast<int64_t>(bytes_of(dtype, 2 * length * kHeads * kHeadSize));
+  const int64_t copies =
+      rows == 1 ? 1 + std::min((int64_t{512} << 20) / read, (int64_t{1} << 30) / whole) : 1;
   const auto seen_chunks = static_cast<size_t>((length + chunk - 1) / chunk);
   std::vector<Buffer> pages;
   std::vector<void*> keys, values, sums;

@@ -2,10 +2,14 @@
 
 #include <algorithm>
 
+#include "tensor/host_pages.h"
+
 namespace rwkvx {
 
 KvMemory::KvMemory(const KvOptions& options, Ops& ops, int64_t stores) : memory_(&ops.allocator()) {
   if (options.policy == KvPolicy::host && &ops.host_memory() != memory_) host_ = &ops.host_memory();
+  // Chunks of many short conversations stay nearly empty.
+  if (memory_ == &host_allocator()) memory_ = &small_page_allocator();
   maps_full_pages_ = options.policy == KvPolicy::disk && !ops.reads_host_memory();
   if (host_ != nullptr || maps_full_pages_) {
     near_bytes_ = static_cast<uint64_t>(1e9 * options.near_gb / static_cast<double>(stores));

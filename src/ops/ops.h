@@ -213,6 +213,9 @@ class Ops {
   /// Whether chunk_attention() takes queries and the weights of softmaxes rounded to bfloat16, as tensor
   /// cores and tiles do, where there are many queries; the cpu only where lse is not kept for a backward.
   virtual bool rounds_attention() const { return false; }
+  /// Whether wkv7_step() takes the recurrence's operands rounded to bfloat16, as tiles do, where a sequence
+  /// has so many rows.
+  virtual bool rounds_recurrence(int64_t /*rows*/) const { return false; }
   DType real() const { return precision() == Precision::f64 ? DType::f64 : DType::f32; }
   /// What products take; a backend may answer f32 in bf16 precision where the processor has no bf16 products.
   virtual DType active() const { return precision() == Precision::bf16 ? DType::bf16 : real(); }

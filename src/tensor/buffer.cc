@@ -1,13 +1,12 @@
 #include "tensor/buffer.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
 
 #include "base/error.h"
+#include "tensor/host_pages.h"
 
 namespace rwkvx {
 namespace {
@@ -19,8 +18,7 @@ class HostAllocator final : public Allocator {
   void* allocate(size_t bytes) override {
     void* block = nullptr;
     if (bytes >= kMapFrom) {
-      block = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-      if (block == MAP_FAILED) block = nullptr;
+      block = map_pages(bytes, true);
     } else {
       const size_t rounded = (std::max<size_t>(bytes, 1) + 63) / 64 * 64;
       block = std::aligned_alloc(64, rounded);
@@ -31,7 +29,7 @@ class HostAllocator final : public Allocator {
   }
   void release(void* block, size_t bytes) noexcept override {
     if (bytes >= kMapFrom) {
-      ::munmap(block, bytes);
+      unmap_pages(block, bytes);
     } else {
       std::free(block);
     }

@@ -16,7 +16,8 @@ class Allocator {
   virtual void release(void* block, size_t bytes) noexcept = 0;
 };
 
-/// Zeroed host memory. Large blocks come straight from the kernel, so pages never touched cost nothing.
+/// Zeroed host memory. Large blocks come straight from the kernel in huge pages (host_pages.h), of which
+/// those never touched cost nothing.
 Allocator& host_allocator();
 
 /// A tensor that owns its memory.

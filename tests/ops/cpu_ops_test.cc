@@ -36,7 +36,7 @@ std::vector<Setup> setups() {
       // What uses tiles, with the processor's or with emulated ones.
       const bool products = operation == "linear" || operation == "norm_shift_linear";
       const bool attention = operation == "chunk_attention" || operation == "kv_append";
-      if (target == targets().back() && (products || attention)) {
+      if (target == targets().back() && (products || attention || operation == "wkv7_step")) {
         all.push_back({operation, target, Precision::bf16, true});
       }
     }

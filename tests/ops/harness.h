@@ -71,6 +71,8 @@ class Run {
   bool rounds_recurrence(int64_t rows) const {
     return rounds_to_bf16() && tested_.name() == "cuda" && rows >= 192;
   }
+  /// And tiles take them in a whole step as bfloat16 (docs/decisions/0017-cpu-tiles.md).
+  bool rounds_step(int64_t rows) const { return rounds_to_bf16() && tested_.rounds_recurrence(rows); }
   /// The reference gets in one call what others get in several.
   bool is_reference() const { return &ops_ != &tested_; }
   Random& random() { return random_; }

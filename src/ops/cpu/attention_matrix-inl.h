@@ -10,13 +10,12 @@
 #include <algorithm>
 
 #include "ops/cpu/attention_head-inl.h"
+#include "ops/cpu/tile_pairs-inl.h"
 #include "ops/cpu/tiles.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace rwkvx::cpu::HWY_NAMESPACE {
 
-/// Tiles are as wide as vectors of 16 lanes.
-constexpr bool kHasTiles = kLanes == 16;
 /// Keys whose scores and weights stay near a core, and keys whose values lie in tiles at a time.
 constexpr int64_t kTileKeys = 256, kPackedKeys = 2048;
 
@@ -35,15 +34,6 @@ HWY_INLINE V exp2_of_negative(V x) {
   p = hn::MulAdd(p, f, set(9.99999285e-1f));
   const auto exponent = hn::ShiftLeft<23>(hn::BitCast(i32, shifted));
   return hn::BitCast(F(), hn::Add(hn::BitCast(i32, p), exponent));
-}
-
-/// a and b, rounded to bfloat16, as pairs. Finite.
-HWY_INLINE void store_pairs(V a, V b, BFloat16* to) {
-  const hn::Rebind<uint32_t, F> u32;
-  const auto half = hn::Set(u32, 0x8000);
-  const auto low = hn::ShiftRight<16>(hn::Add(hn::BitCast(u32, a), half));
-  const auto high = hn::And(hn::Add(hn::BitCast(u32, b), half), hn::Set(u32, 0xffff0000));
-  hn::StoreU(hn::Or(low, high), u32, reinterpret_cast<uint32_t*>(to));
 }
 
 /// 32 queries and their running softmaxes; scores in units of log 2.

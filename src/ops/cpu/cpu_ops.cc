@@ -35,6 +35,9 @@ class CpuOps final : public Ops {
   Allocator& allocator() override { return host_allocator(); }
   int threads() const override { return pool_.threads(); }
   bool rounds_attention() const override { return tiles_ != nullptr; }
+  bool rounds_recurrence(int64_t rows) const override {
+    return tiles_ != nullptr && rows >= cpu::kWkv7TileRows;
+  }
 
   using Ops::prepare;
   Matrix prepare(ConstView weight, bool sparse_input) override {
@@ -124,7 +127,7 @@ class CpuOps final : public Ops {
       const auto s = static_cast<size_t>(task / heads);
       const int64_t h = task % heads;
       float* state = static_cast<float*>(recurrence.states[s]) + h * kHeadSize * kHeadSize;
-      cpu::wkv7_step_head(call, h, recurrence.offsets[s], recurrence.offsets[s + 1], state);
+      cpu::wkv7_step_head(call, h, recurrence.offsets[s], recurrence.offsets[s + 1], tiles_, state);
     });
   }
 

@@ -7,6 +7,7 @@
 #include "ops/cpu/linear_sparse.h"
 #include "tensor/blocks.h"
 #include "tensor/half.h"
+#include "tensor/host_pages.h"
 #include "tensor/quantise.h"
 
 namespace rwkvx::cpu {
@@ -164,7 +165,7 @@ InputMajor input_major(const ConstView& weight, ThreadPool& pool) {
   // Wide, or hardware that fetches ahead would read what is skipped; enough of them for all threads.
   const int64_t share = (to.out / pool.threads() + 63) / 64 * 64;
   to.tile = std::min(std::clamp<int64_t>(share, 128, kMostTile), to.out);
-  to.memory = Buffer(DType::u8, {to.bytes(to.out)});
+  to.memory = Buffer(DType::u8, {to.bytes(to.out)}, slab_allocator());
   auto* memory = static_cast<std::byte*>(to.memory.view().data());
   const int64_t step = is_quantised(to.type) ? kQuantisedSquare : kSquare;
   const int64_t parts = (to.in + step - 1) / step;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "ops/cpu/scratch.h"
+#include "ops/cpu/tiles.h"
 #include "ops/ops.h"
 
 /// The vector kernels of the cpu backend. Each does a part (rows, heads, …) of an operation of ops.h,
@@ -29,8 +30,12 @@ void wkv7_output_rows(const Wkv7Output& call, int64_t begin, int64_t end);
 
 // wkv7.cc: one head of rows begin .. end, which are one sequence.
 void wkv7_head(const Wkv7Call& call, int64_t head, int64_t begin, int64_t end, float* state);
-/// The same with what comes before and after it, of which nothing but its result is written.
-void wkv7_step_head(const Wkv7Step& call, int64_t head, int64_t begin, int64_t end, float* state);
+/// The same with what comes before and after it, of which nothing but its result is written. From
+/// kWkv7TileRows rows on, `tiles` computes groups of tokens, with operands rounded to bfloat16; null:
+/// vectors.
+inline constexpr int64_t kWkv7TileRows = 12;
+void wkv7_step_head(const Wkv7Step& call, int64_t head, int64_t begin, int64_t end, const TileUnit* tiles,
+                    float* state);
 
 // kv.cc: one head of rows begin .. end, which are the last tokens of kv.
 void kv_append_head(ConstView k, ConstView v, int64_t begin, int64_t end, const KvChunks& kv, int64_t head);

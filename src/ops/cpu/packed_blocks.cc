@@ -4,6 +4,7 @@
 
 #include "base/assert.h"
 #include "tensor/blocks.h"
+#include "tensor/host_pages.h"
 
 namespace rwkvx::cpu {
 namespace {
@@ -95,7 +96,7 @@ PackedBlocks pack_blocks(ConstView weight, ThreadPool& pool) {
   to.type = weight.dtype();
   to.blocks = weight.dim(1) / info(to.type).block_elements;
   const int64_t groups = (weight.dim(0) + kGroup - 1) / kGroup;
-  to.memory = Buffer(DType::u8, {groups * to.group()});
+  to.memory = Buffer(DType::u8, {groups * to.group()}, slab_allocator());
   auto* memory = static_cast<std::byte*>(to.memory.view().data());
   pool.run(groups, [&](int64_t g, int) {
     std::byte* group = memory + g * to.group();

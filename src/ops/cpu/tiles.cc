@@ -123,7 +123,7 @@ RWKVX_AMX inline void store_results(float* c, int64_t stride) {
 }
 
 /// Two row tiles (or one) by two panels. Compilers do not know that tile loads read memory.
-template <bool kTwoRows>
+template <bool kTwoRows, bool kNear>
 RWKVX_AMX void multiply_two_panels(const TileStrip& s, const BFloat16* b, float* c) {
   constexpr int64_t kRow = kTileDepth * sizeof(BFloat16);
   asm volatile("" ::: "memory");
@@ -140,17 +140,17 @@ RWKVX_AMX void multiply_two_panels(const TileStrip& s, const BFloat16* b, float*
     constexpr int64_t kAhead = 2 * kStepsAhead * kTileElements;
     _tile_loadd(4, a, kRow);
     _tile_loadd(6, b, kRow);
-    fetch_tile(a + kAhead);
+    if (!kNear) fetch_tile(a + kAhead);
     _tile_dpbf16ps(0, 4, 6);
     _tile_loadd(7, b + kTileElements, kRow);
-    fetch_tile(b + kAhead);
+    if (!kNear) fetch_tile(b + kAhead);
     _tile_dpbf16ps(1, 4, 7);
     if (kTwoRows) {
       _tile_loadd(5, a + kTileElements, kRow);
-      fetch_tile(a + kAhead + kTileElements);
+      if (!kNear) fetch_tile(a + kAhead + kTileElements);
       _tile_dpbf16ps(2, 5, 6);
     }
-    fetch_tile(b + kAhead + kTileElements);
+    if (!kNear) fetch_tile(b + kAhead + kTileElements);
     if (kTwoRows) _tile_dpbf16ps(3, 5, 7);
   }
   store_results<kTwoRows>(c, s.c_stride);
@@ -161,10 +161,11 @@ void multiply_amx(const TileStrip& s) {
   for (int64_t panel = 0; panel < s.panels; panel += 2) {
     const BFloat16* b = s.b + panel * s.steps * kTileElements;
     float* c = s.c + panel * kTileRows;
-    if (s.row_tiles == 2) {
-      multiply_two_panels<true>(s, b, c);
+    const bool two = s.row_tiles == 2;
+    if (s.near) {
+      two ? multiply_two_panels<true, true>(s, b, c) : multiply_two_panels<false, true>(s, b, c);
     } else {
-      multiply_two_panels<false>(s, b, c);
+      two ? multiply_two_panels<true, false>(s, b, c) : multiply_two_panels<false, false>(s, b, c);
     }
   }
 }

@@ -25,6 +25,7 @@ struct TileStrip {
   float* c;          ///< [16 · row_tiles, 16 · panels]
   int64_t c_stride;  ///< elements between rows of c
   bool add;
+  bool near = false;  ///< a and b are in the first cache: nothing is fetched ahead
 };
 
 inline constexpr int64_t kTileQueries = 32;  ///< of attention, two tiles side by side

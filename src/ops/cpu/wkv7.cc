@@ -8,6 +8,7 @@
 #include "ops/cpu/prefetch.h"
 #include "ops/cpu/time_mix-inl.h"
 #include "ops/cpu/wkv7-inl.h"
+#include "ops/cpu/wkv7_matrix-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace rwkvx::cpu::HWY_NAMESPACE {
@@ -57,40 +58,106 @@ class StepInputs {
   int64_t count_ = 0, stride_;
 };
 
+/// A group's operands, rows of a head side by side.
+template <int64_t kTokens>
+struct StepOperands {
+  alignas(64) float r[kTokens * N], w[kTokens * N], k[kTokens * N], v[kTokens * N], a[kTokens * N],
+      b[kTokens * N], y[kTokens * N];
+
+  HWY_INLINE Head rows(int64_t tokens) { return {r, w, k, v, a, b, y, N, tokens}; }
+
+  HWY_INLINE void compute(const Wkv7Step& call, int64_t channel, int64_t first, int64_t tokens, int64_t end,
+                          const StepInputs& inputs) {
+    const float* read = call.recurrence.r.as<float>() + channel;
+    for (int64_t i = 0; i < tokens; ++i) {
+      if (first + i + kTokens < end) inputs.fetch(first + i + kTokens);
+      const int64_t to = i * N;
+      operands_of_head(call.operands, first + i, channel, {w + to, k + to, v + to, a + to, b + to});
+      const float* row = read + (first + i) * call.operands.k.dim(1);
+      for (int64_t c = 0; c < N; c += kLanes) store(load(row + c), r + to + c);
+    }
+  }
+  /// Rows from `tokens` on: tokens that change nothing.
+  HWY_INLINE void pad(int64_t tokens) {
+    for (float* rows : {r, k, v, a, b}) std::fill(rows + tokens * N, rows + kTokens * N, 0.0f);
+    std::fill(w + tokens * N, w + kTokens * N, 1.0f);
+  }
+  template <typename Out>
+  HWY_INLINE void finish(const Wkv7Step& call, int64_t channel, int64_t first, int64_t tokens,
+                         const float* read, Out* to) const {
+    for (int64_t i = 0; i < tokens; ++i) {
+      output_of_head(call.output, first + i, channel, {read + i * N, r + i * N, k + i * N, v + i * N}, to);
+    }
+  }
+};
+
 template <typename Out>
 HWY_INLINE void step_head(const Wkv7Step& call, int64_t head, int64_t begin, int64_t end, float* state,
                           Out* y) {
-  HWY_ALIGN float r[kStepTokens * N], w[kStepTokens * N], k[kStepTokens * N], v[kStepTokens * N],
-      a[kStepTokens * N], b[kStepTokens * N], x[kStepTokens * N], columns[N * N];
-  const int64_t width = call.operands.k.dim(1), channel = head * N;
+  StepOperands<kStepTokens> operands;
+  HWY_ALIGN float columns[N * N];
+  const int64_t channel = head * N;
   const StepInputs inputs(call, channel);
   const bool many = end - begin >= kFewTokens;
   if (many) to_columns(state, columns);
   for (int64_t first = begin; first < end; first += kStepTokens) {
     const int64_t tokens = std::min(kStepTokens, end - first);
-    for (int64_t i = 0; i < tokens; ++i) {
-      if (first + i + kStepTokens < end) inputs.fetch(first + i + kStepTokens);
-      const int64_t to = i * N;
-      operands_of_head(call.operands, first + i, channel, {w + to, k + to, v + to, a + to, b + to});
-      const float* read = call.recurrence.r.as<float>() + (first + i) * width + channel;
-      for (int64_t c = 0; c < N; c += kLanes) store(load(read + c), r + to + c);
-    }
-    const Head one{r, w, k, v, a, b, x, N, tokens};
+    operands.compute(call, channel, first, tokens, end, inputs);
+    const Head rows = operands.rows(tokens);
     if (many) {
-      step_columns(one, columns);
+      step_columns(rows, columns);
     } else {
-      for (int64_t i = 0; i < tokens; ++i) step_rows(one, i, state);
+      for (int64_t i = 0; i < tokens; ++i) step_rows(rows, i, state);
     }
-    for (int64_t i = 0; i < tokens; ++i) {
-      output_of_head(call.output, first + i, channel, {x + i * N, r + i * N, k + i * N, v + i * N}, y);
-    }
+    operands.finish(call, channel, first, tokens, operands.y, y);
   }
   if (many) from_columns(columns, state);
 }
 
-void wkv7_step_head(const Wkv7Step& call, int64_t head, int64_t begin, int64_t end, float* state) {
-  with_real_or_bf16(call.output.y.dtype(), call.output.y.data(),
-                    [&](auto* y) { step_head(call, head, begin, end, state, y); });
+/// The same by tiles.
+template <typename Out>
+HWY_INLINE void step_head_by_tiles(const Wkv7Step& call, int64_t head, int64_t begin, int64_t end,
+                                   const TileUnit& unit, float* state, Out* y) {
+  static_assert(kBlock == N || !kHasTiles, "columns are [N, N]");
+  StepOperands<kGroup> operands;
+  Wkv7Tiles tiles;
+  HWY_ALIGN float columns[N * N];
+  const int64_t channel = head * N;
+  const StepInputs inputs(call, channel);
+  const auto& reset = call.operands.reset;
+  to_columns(state, columns);
+  take_state(columns, tiles);
+  unit.begin();
+  for (int64_t first = begin; first < end; first += kGroup) {
+    const int64_t tokens = std::min(kGroup, end - first);
+    operands.compute(call, channel, first, tokens, end, inputs);
+    const auto resets =
+        reset.empty() ? reset : reset.subspan(static_cast<size_t>(first), static_cast<size_t>(tokens));
+    const float* read = operands.y;
+    if (std::any_of(resets.begin(), resets.end(), [](uint8_t one) { return one != 0; })) {
+      step_columns(operands.rows(tokens), columns);  // a decay of 0 has no inverse
+      take_state(columns, tiles);
+    } else {
+      operands.pad(tokens);
+      read = step_tiles({operands.r, operands.w, operands.k, operands.v, operands.a, operands.b}, unit,
+                        columns, tiles);
+    }
+    operands.finish(call, channel, first, tokens, read, y);
+  }
+  unit.end();
+  from_columns(columns, state);
+}
+
+void wkv7_step_head(const Wkv7Step& call, int64_t head, int64_t begin, int64_t end, const TileUnit* tiles,
+                    float* state) {
+  with_real_or_bf16(call.output.y.dtype(), call.output.y.data(), [&](auto* y) {
+    if constexpr (kHasTiles) {
+      if (tiles != nullptr && end - begin >= kWkv7TileRows) {
+        return step_head_by_tiles(call, head, begin, end, *tiles, state, y);
+      }
+    }
+    step_head(call, head, begin, end, state, y);
+  });
 }
 
 }  // namespace rwkvx::cpu::HWY_NAMESPACE
@@ -105,8 +172,9 @@ HWY_EXPORT(wkv7_step_head);
 void wkv7_head(const Wkv7Call& call, int64_t head, int64_t begin, int64_t end, float* state) {
   HWY_DYNAMIC_DISPATCH(wkv7_head)(call, head, begin, end, state);
 }
-void wkv7_step_head(const Wkv7Step& call, int64_t head, int64_t begin, int64_t end, float* state) {
-  HWY_DYNAMIC_DISPATCH(wkv7_step_head)(call, head, begin, end, state);
+void wkv7_step_head(const Wkv7Step& call, int64_t head, int64_t begin, int64_t end, const TileUnit* tiles,
+                    float* state) {
+  HWY_DYNAMIC_DISPATCH(wkv7_step_head)(call, head, begin, end, tiles, state);
 }
 
 }  // namespace rwkvx::cpu
