@@ -21,19 +21,9 @@ constexpr int64_t kTileKeys = 256, kPackedKeys = 2048;
 
 /// 2^x, x ≤ 0, within 3e-6; what is below 2^-126 becomes that. Weights are rounded to 2^-9.
 HWY_INLINE V exp2_of_negative(V x) {
-  const hn::Rebind<int32_t, F> i32;
-  const V magic =
-      set(12582912.0f);  // 1.5 · 2^23: what is added to it is rounded to an integer, in its last bits
-  x = hn::Max(set(-126.0f), x);  // a NaN stays: the second
-  const V shifted = hn::Add(x, magic);
-  const V f = hn::Sub(x, hn::Sub(shifted, magic));  // [-1/2, 1/2]
-  V p = set(9.57010034e-3f);
-  p = hn::MulAdd(p, f, set(5.59178591e-2f));
-  p = hn::MulAdd(p, f, set(2.40247443e-1f));
-  p = hn::MulAdd(p, f, set(6.93121791e-1f));
-  p = hn::MulAdd(p, f, set(9.99999285e-1f));
-  const auto exponent = hn::ShiftLeft<23>(hn::BitCast(i32, shifted));
-  return hn::BitCast(F(), hn::Add(hn::BitCast(i32, p), exponent));
+  V one[1] = {hn::Max(set(-126.0f), x)};  // a NaN stays: the second
+  exp2_coarse(one);
+  return one[0];
 }
 
 /// 32 queries and their running softmaxes; scores in units of log 2.

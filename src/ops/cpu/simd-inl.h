@@ -198,6 +198,40 @@ HWY_INLINE V sigmoid(V x) {
   return one[0];
 }
 
+/// −126 ≤ x ≤ 126: 2^x within 3e-6, for what is rounded to bfloat16 afterwards.
+template <int kVectors>
+HWY_INLINE void exp2_coarse(V (&x)[kVectors]) {
+  const hn::Rebind<int32_t, F> i32;
+  // 1.5 · 2^23: what is added to it is rounded to an integer, in its last bits.
+  const V magic = set(12582912.0f);
+  V n[kVectors], p[kVectors];
+  RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) n[i] = hn::Add(x[i], magic);
+  RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) x[i] = hn::Sub(x[i], hn::Sub(n[i], magic));  // [-1/2, 1/2]
+  constexpr float kSeries[] = {9.57010034e-3f, 5.59178591e-2f, 2.40247443e-1f, 6.93121791e-1f,
+                               9.99999285e-1f};
+  RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) p[i] = set(kSeries[0]);
+  RWKVX_UNROLL for (int term = 1; term < 5; ++term) {
+    RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) p[i] = hn::MulAdd(p[i], x[i], set(kSeries[term]));
+  }
+  RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) {
+    const auto exponent = hn::ShiftLeft<23>(hn::BitCast(i32, n[i]));
+    x[i] = hn::BitCast(F(), hn::Add(hn::BitCast(i32, p[i]), exponent));
+  }
+}
+
+/// Within 2^-12, of itself too where it is small.
+template <int kVectors>
+HWY_INLINE void sigmoid_coarse(V (&x)[kVectors]) {
+  RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) {
+    const V t = hn::Mul(x[i], set(-1.44269504088896341f));
+    x[i] = hn::Min(set(126.0f), hn::Max(set(-126.0f), t));
+  }
+  exp2_coarse(x);
+  RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) {
+    x[i] = hn::ApproximateReciprocal(hn::Add(set(1.0f), x[i]));
+  }
+}
+
 /// e^(2x) − 1 over itself + 2: small relative error near zero too.
 HWY_INLINE V tanh(V x) {
   V n;

@@ -16,7 +16,36 @@ struct HeadOperands {
   float *w, *k, *v, *a, *b;
 };
 
-/// `head` is the head's first channel.
+/// e^(−e^(−1/2) · x), 0 ≤ x ≤ 1, within 3 units in the last place: 1 + x · Q(x), Q fitted to that.
+template <int kVectors>
+HWY_INLINE void decay_of(V (&x)[kVectors]) {
+  constexpr float kSeries[] = {5.112137839e-05f,
+                               -6.604534376e-04f,
+                               5.623290371e-03f,
+                               -3.718299769e-02f,
+                               1.839388653e-01f,
+                               -6.065306136e-01f,
+                               1.0f};
+  V p[kVectors];
+  RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) p[i] = set(kSeries[0]);
+  RWKVX_UNROLL for (int term = 1; term < 7; ++term) {
+    RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) p[i] = hn::MulAdd(p[i], x[i], set(kSeries[term]));
+  }
+  RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) x[i] = p[i];
+}
+
+template <bool kCoarse, int kVectors>
+HWY_INLINE void gate_of(V (&x)[kVectors]) {
+  if constexpr (kCoarse) {
+    sigmoid_coarse(x);
+  } else {
+    sigmoid(x);
+  }
+}
+
+/// `head` is the head's first channel. kCoarse: what is written is rounded to bfloat16 afterwards, and the
+/// decay's sigmoid may be as coarse as the projection that it comes from.
+template <bool kCoarse = false>
 HWY_INLINE void operands_of_head(const Wkv7Operands& call, int64_t t, int64_t head, const HeadOperands& to) {
   constexpr int kTogether = kLanes == 16 ? 4 : 2;  // vectors; limited by the registers
   const int64_t at = t * call.k.dim(1) + head;
@@ -45,11 +74,9 @@ HWY_INLINE void operands_of_head(const Wkv7Operands& call, int64_t t, int64_t he
       rate[i] = hn::Add(load(a0 + c), load(rates + c));
       decay[i] = hn::Add(load(w0 + c), load(decays + c));
     }
-    sigmoid(decay);
-    RWKVX_UNROLL for (int i = 0; i < kTogether; ++i) decay[i] =
-        hn::Mul(set(-0.60653065971263342f), decay[i]);  // −e^(−1/2)
-    exp_in_range(decay);
-    sigmoid(rate);
+    gate_of<kCoarse>(decay);
+    decay_of(decay);
+    gate_of<kCoarse>(rate);
     V value[kTogether], gate[kTogether];
     RWKVX_UNROLL for (int i = 0; i < kTogether; ++i) value[i] = load(v + first + i * kLanes);
     if (gates != nullptr) {
@@ -57,7 +84,7 @@ HWY_INLINE void operands_of_head(const Wkv7Operands& call, int64_t t, int64_t he
         const int64_t c = first + i * kLanes;
         gate[i] = hn::Add(load(v0 + c), load(gates + c));
       }
-      sigmoid(gate);
+      gate_of<kCoarse>(gate);
       RWKVX_UNROLL for (int i = 0; i < kTogether; ++i) {
         value[i] = hn::MulAdd(hn::Sub(load(v_first + first + i * kLanes), value[i]), gate[i], value[i]);
       }

@@ -59,7 +59,7 @@ class StepInputs {
 };
 
 /// A group's operands, rows of a head side by side.
-template <int64_t kTokens>
+template <int64_t kTokens, bool kCoarse>
 struct StepOperands {
   alignas(64) float r[kTokens * N], w[kTokens * N], k[kTokens * N], v[kTokens * N], a[kTokens * N],
       b[kTokens * N], y[kTokens * N];
@@ -72,7 +72,7 @@ struct StepOperands {
     for (int64_t i = 0; i < tokens; ++i) {
       if (first + i + kTokens < end) inputs.fetch(first + i + kTokens);
       const int64_t to = i * N;
-      operands_of_head(call.operands, first + i, channel, {w + to, k + to, v + to, a + to, b + to});
+      operands_of_head<kCoarse>(call.operands, first + i, channel, {w + to, k + to, v + to, a + to, b + to});
       const float* row = read + (first + i) * call.operands.k.dim(1);
       for (int64_t c = 0; c < N; c += kLanes) store(load(row + c), r + to + c);
     }
@@ -94,7 +94,7 @@ struct StepOperands {
 template <typename Out>
 HWY_INLINE void step_head(const Wkv7Step& call, int64_t head, int64_t begin, int64_t end, float* state,
                           Out* y) {
-  StepOperands<kStepTokens> operands;
+  StepOperands<kStepTokens, false> operands;
   HWY_ALIGN float columns[N * N];
   const int64_t channel = head * N;
   const StepInputs inputs(call, channel);
@@ -119,7 +119,7 @@ template <typename Out>
 HWY_INLINE void step_head_by_tiles(const Wkv7Step& call, int64_t head, int64_t begin, int64_t end,
                                    const TileUnit& unit, float* state, Out* y) {
   static_assert(kBlock == N || !kHasTiles, "columns are [N, N]");
-  StepOperands<kGroup> operands;
+  StepOperands<kGroup, true> operands;
   Wkv7Tiles tiles;
   HWY_ALIGN float columns[N * N];
   const int64_t channel = head * N;
