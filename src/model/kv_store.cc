@@ -8,8 +8,6 @@ namespace rwkvx {
 
 KvMemory::KvMemory(const KvOptions& options, Ops& ops, int64_t stores) : memory_(&ops.allocator()) {
   if (options.policy == KvPolicy::host && &ops.host_memory() != memory_) host_ = &ops.host_memory();
-  // Chunks of many short conversations stay nearly empty.
-  if (memory_ == &host_allocator()) memory_ = &small_page_allocator();
   maps_full_pages_ = options.policy == KvPolicy::disk && !ops.reads_host_memory();
   if (host_ != nullptr || maps_full_pages_) {
     near_bytes_ = static_cast<uint64_t>(1e9 * options.near_gb / static_cast<double>(stores));
@@ -17,6 +15,27 @@ KvMemory::KvMemory(const KvOptions& options, Ops& ops, int64_t stores) : memory_
   if (options.policy != KvPolicy::disk) return;
   file_.emplace(options.folder.empty() ? temporary_folder() : options.folder);
   observer_.file = &*file_;
+}
+
+namespace {
+
+/// Host memory that is a page's from its first token on is small pages, since chunks of many short
+/// conversations stay nearly empty; full ones are read faster from huge pages.
+bool has_huge_pages(const Allocator* memory, size_t bytes) {
+  return memory == &host_allocator() && bytes >= kHugePage;
+}
+
+}  // namespace
+
+Allocator& KvMemory::pages(size_t bytes) {
+  if (file_ && !maps_full_pages_) return *file_;
+  return has_huge_pages(memory_, bytes) ? small_page_allocator() : *memory_;
+}
+
+Allocator* KvMemory::full_pages(size_t bytes) {
+  if (maps_full_pages_) return &*file_;
+  if (host_ != nullptr) return host_;
+  return !file_ && has_huge_pages(memory_, bytes) ? memory_ : nullptr;
 }
 
 KvStore::KvStore(int64_t heads, int64_t chunk_size, int64_t block, const KvOptions& options,
@@ -31,10 +50,9 @@ KvStore::KvStore(int64_t heads, int64_t chunk_size, int64_t block, const KvOptio
 }
 
 std::shared_ptr<KvStore::Page> KvStore::new_page(Allocator& rows) const {
-  const auto bytes = static_cast<int64_t>(token_bytes()) * chunk_size_;
   auto page = std::make_shared<Page>();
   page->memory = memory_;
-  page->rows = Buffer(DType::u8, {bytes}, rows);
+  page->rows = Buffer(DType::u8, {static_cast<int64_t>(page_bytes())}, rows);
   page->key_sums = Buffer(ops_->real(), {heads_, kHeadSize}, ops_->allocator());
   if (part_ > 0) {
     page->part_sums = Buffer(ops_->real(), {heads_, chunk_size_ / part_, kHeadSize}, ops_->allocator());
@@ -61,8 +79,12 @@ void KvStore::point_at(size_t index) {
   value_scales_[index] = scales + heads_ * chunk_size_;
 }
 
-void KvStore::append_page() {
-  auto page = new_page(memory_->pages());
+/// `tokens` are about to be written to it.
+void KvStore::append_page(int64_t tokens) {
+  Allocator* const full = memory_->full_pages(page_bytes());
+  const bool settled = full != nullptr && !memory_->full_pages_are_far() && tokens >= chunk_size_ / 2;
+  auto page = new_page(settled ? *full : memory_->pages(page_bytes()));
+  page->settled = settled;
   for (auto* pointers : {&keys_, &values_, &key_sums_, &part_sums_}) pointers->reserve(pages_.size() + 1);
   for (auto* pointers : {&key_scales_, &value_scales_}) pointers->reserve(pages_.size() + 1);
   pages_.push_back(std::move(page));
@@ -86,7 +108,8 @@ std::shared_ptr<KvStore::Page> KvStore::copy_of(const Page& from, Allocator& row
 
 void KvStore::own_page(size_t index, bool copy) {
   if (pages_[index].use_count() == 1) return;
-  pages_[index] = copy ? copy_of(*pages_[index], memory_->pages()) : new_page(memory_->pages());
+  pages_[index] =
+      copy ? copy_of(*pages_[index], memory_->pages(page_bytes())) : new_page(memory_->pages(page_bytes()));
   point_at(index);
 }
 
@@ -95,12 +118,13 @@ int64_t KvStore::room() const {
 }
 
 void KvStore::settle() {
-  Allocator* const to = memory_->full_pages();
+  Allocator* const to = memory_->full_pages(page_bytes());
   if (to == nullptr) return;
   const auto full = static_cast<size_t>(length_ / chunk_size_);
   const bool moves = settled_ < full;
   for (; settled_ < full; ++settled_) {
     std::shared_ptr<Page>& page = pages_[settled_];
+    if (page->settled) continue;
     if (page.use_count() == 1) {
       Buffer rows(DType::u8, page->rows.view().shape(), *to);
       ops_->copy(page->rows.view().data(), rows.view().data(), rows.view().bytes());
@@ -108,6 +132,7 @@ void KvStore::settle() {
     } else {
       page = copy_of(*page, *to);
     }
+    page->settled = true;
     point_at(settled_);
   }
   if (moves && memory_->maps_full_pages()) ops_->synchronize();  // the host reads them from now on
@@ -116,7 +141,9 @@ void KvStore::settle() {
 void KvStore::reserve(int64_t tokens) {
   settle();
   const size_t needed = pages_for(length_ + std::min(tokens, room()));
-  while (pages_.size() < needed) append_page();
+  while (pages_.size() < needed) {
+    append_page(length_ + tokens - static_cast<int64_t>(pages_.size()) * chunk_size_);
+  }
   // All that is written to, and when a bounded store drops tokens all of it.
   const bool drops = tokens >= room();
   const auto last = static_cast<size_t>(length_ / chunk_size_);
@@ -148,7 +175,7 @@ KvChunks KvStore::chunks() const {
   kv.part_sums = std::span(part_sums_).first(part_ > 0 ? used : 0);
   kv.observer = memory_->observer();
   kv.derived = &derived_.of;
-  kv.far = static_cast<int64_t>(settled_);
+  kv.far = memory_->full_pages_are_far() ? static_cast<int64_t>(settled_) : 0;
   kv.far_mapped = memory_->maps_full_pages();
   kv.near_bytes = memory_->near_bytes();
   return kv;

@@ -17,9 +17,12 @@ class KvMemory {
  public:
   /// Of `stores` stores. Errors: those of FileAllocator.
   KvMemory(const KvOptions& options, Ops& ops, int64_t stores = 1);
-  Allocator& pages() { return file_ && !maps_full_pages_ ? static_cast<Allocator&>(*file_) : *memory_; }
-  /// Where pages go once they are full; null: they stay.
-  Allocator* full_pages() { return maps_full_pages_ ? &*file_ : host_; }
+  /// For pages of so many bytes.
+  Allocator& pages(size_t bytes);
+  /// Where they go once they are full; null: they stay.
+  Allocator* full_pages(size_t bytes);
+  /// Whether that is not where the backend computes.
+  bool full_pages_are_far() const { return maps_full_pages_ || host_ != nullptr; }
   /// Whether that is a mapped file which the backend's kernels cannot read.
   bool maps_full_pages() const { return maps_full_pages_; }
   /// For copies of full pages of one store, near to what reads them.
@@ -92,6 +95,7 @@ class KvStore {
     Buffer rows;                       // bytes: keys [H, B, N], values [H, B, N]; i8: their scales [2, H, B]
     Buffer key_sums;                   // [H, N] real
     Buffer part_sums;                  // [H, B / part, N] real, or empty
+    bool settled = false;              // lies where full pages belong
   };
   /// Copies start without: it is made again when it is needed.
   struct Derived {
@@ -106,7 +110,8 @@ class KvStore {
     Derived& operator=(Derived&&) = default;
   };
   std::shared_ptr<Page> new_page(Allocator& rows) const;
-  void append_page();
+  void append_page(int64_t tokens);
+  size_t page_bytes() const { return static_cast<size_t>(token_bytes()) * static_cast<size_t>(chunk_size_); }
   std::shared_ptr<Page> copy_of(const Page& page, Allocator& rows) const;
   /// The page is this store's alone; what it holds stays only if `copy`.
   void own_page(size_t index, bool copy);

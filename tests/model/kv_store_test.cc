@@ -15,6 +15,7 @@
 #include "model/support.h"
 #include "ops/forwarding_ops.h"
 #include "tensor/file_size_limit.h"
+#include "tensor/host_pages.h"
 
 namespace rwkvx {
 namespace {
@@ -435,6 +436,60 @@ TEST(KvHostTest, FullPagesMoveAndKeepWhatTheyHold) {
     expect_tokens(store, {0, 1, 2}, 0);
   }
   EXPECT_EQ(far.blocks(), 0u);
+}
+
+/// A chunk of 2 MiB or more in the host's memory: a short conversation's stays in small pages until it is
+/// full.
+TEST(KvHugePagesTest, FullChunksMoveThereOnce) {
+  constexpr int64_t kHeads = 2, kChunk = 2048;
+  const auto ops = make_ops({"cpu", Precision::f32, 1});
+  const KvOptions options;
+  const auto store_of = [&](const std::vector<int64_t>& parts) {
+    KvStore store(kHeads, kChunk, 0, options, std::make_shared<KvMemory>(options, *ops, 1), *ops);
+    for (const int64_t tokens : parts) {
+      const int64_t first = store.length();
+      Buffer rows(DType::f32, {tokens, kHeads * kHeadSize});
+      for (int64_t i = 0; i < rows.view().elements(); ++i) {
+        rows.as<float>()[i] = static_cast<float>(first + i / (kHeads * kHeadSize));
+      }
+      store.extend(tokens);
+      const KvChunks kv = store.chunks();
+      ops->kv_append(rows, rows, std::array<int64_t, 2>{0, tokens}, std::span(&kv, 1));
+    }
+    return store;
+  };
+  const auto expect_tokens = [&](const KvStore& store) {
+    const KvChunks kv = store.chunks();
+    EXPECT_EQ(kv.far, 0);
+    for (int64_t t = 0; t < kv.length; ++t) {
+      for (const auto& pages : {kv.keys, kv.values}) {
+        for (int64_t head = 0; head < kHeads; ++head) {
+          const auto* page = static_cast<const float*>(pages[static_cast<size_t>(t / kChunk)]);
+          ASSERT_EQ(page[(head * kChunk + t % kChunk) * kHeadSize], static_cast<float>(t));
+        }
+      }
+    }
+  };
+  const auto in_huge_page = [](const KvStore& store, size_t chunk) {
+    return reinterpret_cast<uintptr_t>(store.chunks().keys[chunk]) % kHugePage == 0;
+  };
+  KvStore slow = store_of({10, 2037, 1});
+  const void* const before = slow.chunks().keys[0];
+  expect_tokens(slow);
+  KvStore fork = slow;
+  slow.extend(1);
+  EXPECT_NE(slow.chunks().keys[0], before);
+  EXPECT_TRUE(in_huge_page(slow, 0));
+  EXPECT_EQ(fork.chunks().keys[0], before);
+  fork.extend(1);
+  const void* const after = slow.chunks().keys[0];
+  slow.extend(3000);
+  EXPECT_EQ(slow.chunks().keys[0], after);
+
+  KvStore prompt = store_of({3000, 1096, 5});
+  expect_tokens(prompt);
+  EXPECT_TRUE(in_huge_page(prompt, 0));
+  EXPECT_TRUE(in_huge_page(prompt, 1));
 }
 
 /// Copies of a state share its file, and each takes pages of its own when it goes on.
