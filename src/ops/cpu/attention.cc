@@ -132,9 +132,11 @@ HWY_NOINLINE void attend_chosen(const Head& head, QueryBlock& block, Softmax* so
       const auto bytes = static_cast<uint64_t>(head.kv.chunk_size * N) * sizeof(T);
       for (const T* from : {keys.data, values.data}) head.kv.observer->read(from, bytes, counts[c] - begin);
     }
-    if (by_tiles<T>(head, counts[c] - begin)) {
-      attend_chunk_tiles(head, c, requests + begin, counts[c] - begin, *head.tiles, scratch, softmax);
-      begin = counts[c];
+    if constexpr (kTilesTake<T>) {
+      if (by_tiles<T>(head, counts[c] - begin)) {
+        attend_chunk_tiles<T>(head, c, requests + begin, counts[c] - begin, *head.tiles, scratch, softmax);
+        begin = counts[c];
+      }
     }
     for (; begin < counts[c]; begin += kQueries) {
       const int64_t lanes = std::min<int64_t>(kQueries, counts[c] - begin);
@@ -193,7 +195,9 @@ HWY_NOINLINE void attend_typed(const Head& head, const AttentionTask& task, Atte
       attend_own<T>(head, row, std::min(kQueries, last - row), tiles, block, softmax, scratch, use);
     }
     row = last;
-    if (tiles) attend_own_tiles(head, first, last, *head.tiles, scratch, softmax);
+    if constexpr (kTilesTake<T>) {
+      if (tiles) attend_own_tiles<T>(head, first, last, *head.tiles, scratch, softmax);
+    }
   }
   attend_chosen<T>(head, block, softmax, scratch);
   keep_for_backward(head, *task.call, softmax, scratch);

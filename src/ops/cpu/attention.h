@@ -35,13 +35,13 @@ struct Softmax {
 
 /// Working memory of one thread.
 struct AttentionScratch {
-  Scratch softmax;             // Softmax of each row
-  Scratch chosen;              // int32 [rows, top_k − 1]: chunks, −1 for none
-  Scratch counts;              // int32 [chunks + 1]
-  Scratch requests;            // int32 [rows · (top_k − 1)]: rows, ordered by the chunk that they chose
-  Scratch best;                // float: gates and chunks of the best so far, vectors of queries
-  Scratch scores;              // float [keys, queries]: of a vote
-  Scratch values, tile_block;  // of attention by tiles
+  Scratch softmax;   // Softmax of each row
+  Scratch chosen;    // int32 [rows, top_k − 1]: chunks, −1 for none
+  Scratch counts;    // int32 [chunks + 1]
+  Scratch requests;  // int32 [rows · (top_k − 1)]: rows, ordered by the chunk that they chose
+  Scratch best;      // float: gates and chunks of the best so far, vectors of queries
+  Scratch scores;    // float [keys, queries]: of a vote
+  Scratch values, wide_keys, tile_block;  // of attention by tiles
 };
 
 void attend(const AttentionTask& task, AttentionScratch& scratch);
