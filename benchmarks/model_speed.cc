@@ -57,8 +57,8 @@ void run(const ModelOptions& options) {
 }  // namespace rwkvx
 
 int main(int argc, char** argv) {
-  if (argc != 4) {
-    fmt::print(stderr, "usage: model_speed MODEL f32|bf16 THREADS\n");
+  if (argc != 4 && argc != 5) {
+    fmt::print(stderr, "usage: model_speed MODEL f32|bf16 THREADS [int8: keys and values]\n");
     return 2;
   }
   try {
@@ -66,6 +66,7 @@ int main(int argc, char** argv) {
     options.path = argv[1];
     options.precision = std::string(argv[2]) == "f32" ? rwkvx::Precision::f32 : rwkvx::Precision::bf16;
     options.threads = std::stoi(argv[3]);
+    if (argc == 5 && std::string(argv[4]) == "int8") options.kv.dtype = rwkvx::DType::i8;
     rwkvx::run(options);
   } catch (const std::exception& e) {
     fmt::print(stderr, "model_speed: {}\n", e.what());

@@ -15,10 +15,10 @@ def run(command):
 class Rwkvx:
     """A model in benchmarks/model_speed, which stays loaded between rounds."""
 
-    def __init__(self, program, gguf, precision, threads):
+    def __init__(self, program, gguf, precision, threads, kv_dtype=None):
         self.gguf = gguf
-        self.process = subprocess.Popen([program, gguf, precision, str(threads)], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, text=True)
+        command = [program, gguf, precision, str(threads)] + ([kv_dtype] if kv_dtype else [])
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def time(self, what, tokens):
         """Tokens per second. `what`: prefill, from an empty state, or decode, from where it is."""
