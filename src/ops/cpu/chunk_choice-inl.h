@@ -36,6 +36,7 @@ HWY_INLINE float gate_of(const float* q, const float* sums) {
 template <int kVectors>
 struct Gates {
   V of[kVectors];
+  HWY_INLINE Gates() {}  // the compiler's own would be for the instruction set that all code has
 };
 
 /// Σ over the partial sums first, first + step, …, in halves.

@@ -7,6 +7,7 @@
 #include <map>
 #include <vector>
 
+#include "base/divide.h"
 #include "base/error.h"
 #include "ops/cpu/backward_kernels.h"
 #include "ops/cpu/kernels.h"
@@ -61,8 +62,6 @@ namespace {
 
 constexpr int64_t kMostRows = 512;  // of a block of dx, and of a step along k
 constexpr int64_t kMostBlock = 256, kLeastBlock = 64;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 

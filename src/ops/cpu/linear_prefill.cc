@@ -4,6 +4,7 @@
 #include <dnnl.hpp>
 #include <map>
 
+#include "base/divide.h"
 #include "base/error.h"
 #include "hwy/highway.h"
 #include "ops/cpu/kernels.h"
@@ -111,8 +112,6 @@ bool rounds_later(const LinearCall& call) {
 const std::byte* at(const ConstView& view, int64_t element) {
   return static_cast<const std::byte*>(view.data()) + bytes_of(view.dtype(), element);
 }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/assert.h"
+#include "base/divide.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/linear_decode.h"
 #include "ops/cpu/tile_weights.h"
@@ -18,7 +19,6 @@ constexpr int64_t kMostOuts = 256, kLeastOuts = kStripColumns;
 /// Inputs of a strip at a time, so that it and the rows' inputs stay in the second cache.
 constexpr int64_t kMostInputs = 1024;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t padded(int64_t in) { return ceil_div(in, kTileDepth) * kTileDepth; }
 constexpr size_t kMostInputsShifted = 8;
 /// Elements of 32 rows of x.

@@ -4,6 +4,8 @@
 // After targets.h.
 #include "hwy/foreach_target.h"
 // After foreach_target.h.
+#include <algorithm>
+
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/simd-inl.h"
 #include "ops/cpu/tiles.h"
@@ -123,6 +125,8 @@ void norm_shift_tiles(const NormShift& call, int64_t begin, int64_t end, float* 
     layer_norm_row(call.x.as<float>() + t * width, call.gain.as<float>(), call.bias.as<float>(), call.eps,
                    width, y);
   };
+  const auto row_at = [](int64_t r) { return r / kTileRows * kTileElements + r % kTileRows * kTileDepth; };
+  const auto channel_at = [](int64_t c) { return c / kTileDepth * (2 * kTileElements) + c % kTileDepth; };
   float *now = rows, *before = rows + width;
   int64_t s = 0;
   while (s < sequences && call.offsets[static_cast<size_t>(s + 1)] <= begin) ++s;
@@ -136,21 +140,20 @@ void norm_shift_tiles(const NormShift& call, int64_t begin, int64_t end, float* 
         previous = static_cast<const float*>(call.last[static_cast<size_t>(s)]);
       }
     }
-    const int64_t r = t - begin, at = r / kTileRows * kTileElements + r % kTileRows * kTileDepth;
+    const int64_t at = row_at(t - begin);
     for (size_t m = 0; m < to.size(); ++m) {
       const float* mix = call.mix ? call.mix.as<float>() + static_cast<int64_t>(m) * width : nullptr;
       for (int64_t c = 0; c < width; c += kLanes) {
         V x = load(now + c);
         if (mix != nullptr) x = hn::MulAdd(hn::Sub(load(previous + c), x), load(mix + c), x);
-        store(x, to[m] + at + c / kTileDepth * (2 * kTileElements) + c % kTileDepth);
+        store_plainly(x, to[m] + at + channel_at(c));
       }
     }
   }
   for (int64_t r = end - begin; r < kStripRows; ++r) {
-    const int64_t at = r / kTileRows * kTileElements + r % kTileRows * kTileDepth;
     for (BFloat16* tiles : to) {
-      for (int64_t c = 0; c < width; c += kLanes) {
-        store(zero(), tiles + at + c / kTileDepth * (2 * kTileElements) + c % kTileDepth);
+      for (int64_t c = 0; c < width; c += kTileDepth) {
+        std::fill_n(tiles + row_at(r) + channel_at(c), kTileDepth, BFloat16{});
       }
     }
   }

@@ -88,6 +88,17 @@ HWY_INLINE void store(V v, BFloat16* p) {
              reinterpret_cast<uint16_t*>(p));
 }
 
+/// The same in less than half the instructions, ties away from zero, and not for NaNs whose bits below
+/// bfloat16's are all ones, which no arithmetic makes.
+HWY_INLINE void store_plainly(V v, BFloat16* p) {
+  const hn::Rebind<uint32_t, F> u32;
+  const hn::Rebind<int32_t, F> i32;
+  const hn::Rebind<uint16_t, F> u16;
+  const auto rounded = hn::Add(hn::BitCast(u32, v), hn::Set(u32, 0x8000));
+  hn::StoreU(hn::DemoteTo(u16, hn::BitCast(i32, hn::ShiftRight<16>(rounded))), u16,
+             reinterpret_cast<uint16_t*>(p));
+}
+
 /// Rounds integers between −128 and 127.
 HWY_INLINE void store(V v, int8_t* p) {
   const hn::Rebind<int8_t, F> i8;
@@ -143,10 +154,14 @@ HWY_INLINE V reduced_expm1(V x, V& n) {
   return hn::MulAdd(hn::Mul(p, r), r, r);
 }
 
-/// NaN stays NaN (the comparisons are false).
+/// NaN stays NaN.
 HWY_INLINE V clamp(V x, float low, float high) {
+#if HWY_ARCH_X86
+  return hn::Min(set(high), hn::Max(set(low), x));  // of a NaN and a number the second, which x is
+#else
   x = hn::IfThenElse(hn::Lt(x, set(low)), set(low), x);
   return hn::IfThenElse(hn::Gt(x, set(high)), set(high), x);
+#endif
 }
 
 /// −87 ≤ x ≤ 88: e^x within 2 units in the last place. Of several vectors at once, step by step: one alone
@@ -183,12 +198,10 @@ HWY_INLINE V reciprocal(V x) {
   return hn::MulAdd(estimate, hn::NegMulAdd(x, estimate, set(1.0f)), estimate);
 }
 
-/// e^−87 and 1 − e^−87 at the ends. A NaN stays: it is the second in Max and Min.
+/// e^−87 and 1 − e^−87 at the ends.
 template <int kVectors>
 HWY_INLINE void sigmoid(V (&x)[kVectors]) {
-  RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) {
-    x[i] = hn::Min(set(87.0f), hn::Max(set(-87.0f), hn::Neg(x[i])));
-  }
+  RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) { x[i] = clamp(hn::Neg(x[i]), -87.0f, 87.0f); }
   exp_in_range(x);
   RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) x[i] = reciprocal(hn::Add(set(1.0f), x[i]));
 }
@@ -223,8 +236,7 @@ HWY_INLINE void exp2_coarse(V (&x)[kVectors]) {
 template <int kVectors>
 HWY_INLINE void sigmoid_coarse(V (&x)[kVectors]) {
   RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) {
-    const V t = hn::Mul(x[i], set(-1.44269504088896341f));
-    x[i] = hn::Min(set(126.0f), hn::Max(set(-126.0f), t));
+    x[i] = clamp(hn::Mul(x[i], set(-1.44269504088896341f)), -126.0f, 126.0f);
   }
   exp2_coarse(x);
   RWKVX_UNROLL for (int i = 0; i < kVectors; ++i) {
