@@ -1,11 +1,17 @@
 /// The recurrence of one head by tiles (tiles.h), 16 tokens at a time. With D the product of a group's
-/// decays up to a token, and S the state before the group, columns scaled back by D:
-///   u = S ã + Σ of earlier tokens (u (b̃·ã) + v (k̃·ã)),  ã = D of the token before ⊙ a,  b̃ = b ⊘ D,  k̃ = k ⊘
-///   D y = S r̃ + Σ up to the token   (u (b̃·r̃) + v (k̃·r̃)),  r̃ = D ⊙ r S ← (S + Σ (u b̃ᵀ + v k̃ᵀ)) diag(D of the
-///   last)
+/// decays up to a token, D' that up to the token before, and S the state before the group:
+///
+///   ã = D' ⊙ a,  r̃ = D ⊙ r,  b̃ = b ⊘ D,  k̃ = k ⊘ D
+///
+///   u = S ã + Σ of earlier tokens (u (b̃·ã) + v (k̃·ã))
+///
+///   y = S r̃ + Σ up to the token (u (b̃·r̃) + v (k̃·r̃))
+///
+///   S ← (S + Σ (u b̃ᵀ + v k̃ᵀ)) diag(D of the last)
+///
 /// which are products of matrices but for u, one of which needs the earlier ones. RWKV-7's decays are 0.545
-/// or more, so that 1 / D stays below 2^15. Operands are rounded to bfloat16; the state stays in float32 and
-/// is multiplied in two parts where it is read for u, so that what is forgotten is what is there.
+/// or more, so that 1 / D stays below 2^15. What products take is rounded to bfloat16; u and the state stay
+/// in float32.
 #if defined(RWKVX_OPS_CPU_WKV7_MATRIX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef RWKVX_OPS_CPU_WKV7_MATRIX_INL_H_
 #undef RWKVX_OPS_CPU_WKV7_MATRIX_INL_H_
