@@ -19,8 +19,8 @@ KvMemory::KvMemory(const KvOptions& options, Ops& ops, int64_t stores) : memory_
 
 namespace {
 
-/// Whether a chunk's memory begins in small pages, since chunks of many short conversations stay nearly empty,
-/// and goes into huge ones when it is full, which are read faster.
+/// Whether a chunk's memory begins in small pages, since chunks of many short conversations stay nearly
+/// empty, and goes into huge ones when it is full, which are read faster.
 bool has_huge_pages(const Allocator* memory, size_t bytes) {
   return memory == &host_allocator() && bytes >= kHugePage;
 }
