@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "tensor/host_pages.h"
 
 namespace rwkvx {
 namespace {
@@ -17,10 +18,6 @@ namespace {
 size_t page_size() {
   static const auto size = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
   return size;
-}
-
-size_t whole_pages(size_t bytes) {
-  return (std::max<size_t>(bytes, 1) + page_size() - 1) / page_size() * page_size();
 }
 
 }  // namespace

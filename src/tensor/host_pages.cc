@@ -14,10 +14,6 @@ namespace rwkvx {
 namespace {
 
 size_t rounded(size_t bytes, size_t unit) { return (std::max<size_t>(bytes, 1) + unit - 1) / unit * unit; }
-size_t whole_pages(size_t bytes) {
-  static const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
-  return rounded(bytes, page);
-}
 
 std::byte* map(size_t bytes) {
   void* pages = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -72,6 +68,11 @@ class SlabAllocator final : public Allocator {
 };
 
 }  // namespace
+
+size_t whole_pages(size_t bytes) {
+  static const auto page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+  return rounded(bytes, page);
+}
 
 std::byte* map_pages(size_t bytes, bool huge) {
   bytes = whole_pages(bytes);

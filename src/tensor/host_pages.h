@@ -11,6 +11,9 @@ namespace rwkvx {
 
 inline constexpr size_t kHugePage = size_t{2} << 20;
 
+/// So many bytes, rounded up to whole pages of the system's usual size.
+size_t whole_pages(size_t bytes);
+
 /// Zeros. `huge` asks for huge pages where a whole one fits; they are then resident from their first touch
 /// on. Null when out of memory.
 std::byte* map_pages(size_t bytes, bool huge);

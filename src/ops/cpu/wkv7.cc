@@ -139,8 +139,7 @@ HWY_INLINE void step_head_by_tiles(const Wkv7Step& call, int64_t head, int64_t b
       take_state(columns, tiles);
     } else {
       operands.pad(tokens);
-      read = step_tiles({operands.r, operands.w, operands.k, operands.v, operands.a, operands.b}, unit,
-                        columns, tiles);
+      read = step_tiles(operands.rows(kGroup), unit, columns, tiles);
     }
     operands.finish(call, channel, first, tokens, read, y);
   }

@@ -46,11 +46,6 @@ struct Wkv7Tiles {
   alignas(64) float decays[N];                          // D of the last token
 };
 
-/// Rows of a group's tokens, [16, N].
-struct Wkv7Rows {
-  const float *r, *w, *k, *v, *a, *b;
-};
-
 /// The state, [N, N] with the key dimension in rows, times `decays` of its rows, and as tiles.
 HWY_NOINLINE inline void decay_and_round(float* state, Wkv7Tiles& tiles) {
   for (int64_t depth = 0; depth < 2; ++depth) {
@@ -70,8 +65,8 @@ HWY_NOINLINE inline void decay_and_round(float* state, Wkv7Tiles& tiles) {
   }
 }
 
-/// ã, r̃, b̃ and k̃ of a group.
-HWY_NOINLINE inline void scale_operands(const Wkv7Rows& rows, Wkv7Tiles& tiles) {
+/// ã, r̃, b̃ and k̃ of a group, whose operands are [16, N].
+HWY_NOINLINE inline void scale_operands(const Head& rows, Wkv7Tiles& tiles) {
   for (int64_t depth = 0; depth < 2; ++depth) {
     V decay[2] = {set(1.0f), set(1.0f)};
     for (int64_t t = 0; t < kGroup; ++t) {
@@ -160,7 +155,7 @@ inline void take_state(float* state, Wkv7Tiles& tiles) {
 
 /// The 16 tokens of `rows` change the state, [N, N] with the key dimension in rows, that `tiles` has taken;
 /// y [16, N].
-inline const float* step_tiles(const Wkv7Rows& rows, const TileUnit& unit, float* state, Wkv7Tiles& tiles) {
+inline const float* step_tiles(const Head& rows, const TileUnit& unit, float* state, Wkv7Tiles& tiles) {
   constexpr int64_t kWide = 2 * kGroup;
   const auto multiply = [&](const BFloat16* a, int64_t row_tiles, const BFloat16* b, int64_t panels,
                             int64_t steps, float* c, int64_t stride, bool add) {
