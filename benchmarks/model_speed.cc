@@ -58,7 +58,7 @@ void run(const ModelOptions& options) {
 
 int main(int argc, char** argv) {
   if (argc != 4 && argc != 5) {
-    fmt::print(stderr, "usage: model_speed MODEL f32|bf16 THREADS [int8: keys and values]\n");
+    fmt::print(stderr, "usage: model_speed MODEL f32|bf16 THREADS [f32|bf16|int8: keys and values]\n");
     return 2;
   }
   try {
@@ -66,7 +66,11 @@ int main(int argc, char** argv) {
     options.path = argv[1];
     options.precision = std::string(argv[2]) == "f32" ? rwkvx::Precision::f32 : rwkvx::Precision::bf16;
     options.threads = std::stoi(argv[3]);
-    if (argc == 5 && std::string(argv[4]) == "int8") options.kv.dtype = rwkvx::DType::i8;
+    if (argc == 5) {
+      const std::string keys = argv[4];
+      options.kv.dtype = rwkvx::dtype_named(keys == "int8" ? "i8" : keys);
+      if (!options.kv.dtype) rwkvx::fail("{}: keys and values are f32, bf16 or int8", keys);
+    }
     rwkvx::run(options);
   } catch (const std::exception& e) {
     fmt::print(stderr, "model_speed: {}\n", e.what());

@@ -208,12 +208,14 @@ void attention(benchmark::State& state, DType dtype) {
   }
   const auto kv_of = [&](size_t copy) {
     const auto of = [&](std::span<void* const> all) { return all.subspan(copy * seen_chunks, seen_chunks); };
-    return KvChunks{.chunk_size = chunk,
-                    .length = length,
-                    .dtype = dtype,
-                    .keys = of(keys),
-                    .values = of(values),
-                    .key_sums = of(sums)};
+    KvChunks kv;
+    kv.chunk_size = chunk;
+    kv.length = length;
+    kv.dtype = dtype;
+    kv.keys = of(keys);
+    kv.values = of(values);
+    kv.key_sums = of(sums);
+    return kv;
   };
   const std::vector<int64_t> offsets{0, rows};
   const Buffer q = filled(DType::f32, {rows, kHeads * kHeadSize});

@@ -24,7 +24,7 @@ def speed_rows(dtype, middle, settings):
             ubatch = settings['ubatch'] if name == 'first token' else settings['best_ubatch']
             rows.append([dtype, f'first token of {settings["first_token"]}, s; ubatch {ubatch}', f'{theirs[name]:.3f}',
                          f'{seconds:.3f}', f'{theirs[name] / seconds:.2f}', ''])
-    for program, keys in (('rwkv-x', ''), ('rwkv-x int8', ', keys in int8')):
+    for program, keys in (('rwkv-x', ''), ('rwkv-x bf16', ', keys in bf16')):
         if program in middle:
             hybrid = f'RWKV-X, {settings["sparse_blocks"]} sparse blocks, at {settings["context"]}{keys}'
             speed(f'decode {settings["decode"]}; {hybrid}', theirs['decode'], middle[program]['decode'])

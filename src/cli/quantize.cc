@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 
@@ -38,21 +39,50 @@ std::vector<QuantisePlan::Override> overrides_of(const QuantizeOptions& o) {
   return overrides;
 }
 
-void report(const QuantizeOptions& o) {
+/// A pattern that fits nothing is a mistake that would show in the file's size only.
+void check_overrides(const QuantizeOptions& o, const ModelConfig& config) {
+  const auto check = [&](const char* option, const std::string& text, const std::string& pattern) {
+    for (const TensorSpec& spec : tensor_list(config)) {
+      if (is_matrix(spec.role) && fits_name(pattern, spec.name)) return;
+    }
+    throw UsageError(
+        fmt::format("{} {}: {} has no matrix of such a name; names are like "
+                    "blocks.0.att.key.weight, moba.0.ffn.value.weight and head.weight",
+                    option, printable(text), o.write.run.model));
+  };
+  for (const std::string& pattern : o.keep) check("--keep", pattern, pattern);
+  for (const std::string& text : o.set) check("--set", text, text.substr(0, text.rfind('=')));
+}
+
+using Texts = std::vector<std::vector<TokenId>>;
+
+/// Read before anything is written.
+Texts read_texts(const QuantizeOptions& o, const Checkpoint& checkpoint) {
+  Texts texts;
+  if (o.report.empty()) return texts;
+  const int64_t most = o.max_tokens.empty() ? 0 : parse_count(o.max_tokens, "--max-tokens");
+  if (most == 1) throw UsageError("--max-tokens 1: the first token of a text is not predicted; ask for more");
+  const auto tokenizer = load_tokenizer(checkpoint, o.write.run.vocabulary_path());
+  const std::vector<Path> files(o.report.begin(), o.report.end());
+  for (const Document& document : read_documents(files)) {
+    texts.push_back(tokens_of(document, *tokenizer, most));
+  }
+  const auto long_enough = [](const auto& tokens) { return tokens.size() > 1; };
+  if (std::none_of(texts.begin(), texts.end(), long_enough)) {
+    fail("--report: {}: there is no text in it", o.report.front());
+  }
+  return texts;
+}
+
+void report(const QuantizeOptions& o, const Texts& texts) {
   RunOptions output = o.write.run;
   output.model = o.write.output;
   ModelOptions exact = o.write.run.model_options();
   exact.precision = Precision::f32;
+  exact.kv.dtype = std::nullopt;
   const auto source = load_model(exact), quantised = load_model(output.model_options());
-  const auto tokenizer = load_tokenizer(source->checkpoint(), o.write.run.vocabulary_path());
-  const int64_t most = o.max_tokens.empty() ? 0 : parse_count(o.max_tokens, "--max-tokens");
-  std::vector<std::vector<TokenId>> texts;
   uint64_t total = 0;
-  const std::vector<Path> files(o.report.begin(), o.report.end());
-  for (const Document& document : read_documents(files)) {
-    texts.push_back(tokens_of(document, *tokenizer, most));
-    total += texts.back().size();
-  }
+  for (const auto& tokens : texts) total += tokens.size();
   Divergence divergence(source, quantised);
   ProgressBar bar("report", "tokens");
   const Progress progress = bar.callback();
@@ -63,7 +93,6 @@ void report(const QuantizeOptions& o) {
     before += tokens.size();
   }
   bar.clear();
-  if (sums.tokens == 0) fail("--report: {}: there is no text in it", o.report.front());
   const auto tokens = static_cast<double>(sums.tokens);
   std::string text = fmt::format("{:<10}{:>12}{:>12}{:>12}{:>10}{:>10}\n", "", "bits/token", "perplexity",
                                  "KL (nats)", "same top", "size");
@@ -92,9 +121,12 @@ void run(const QuantizeOptions& o) {
     if (!std::filesystem::exists(file))
       throw UsageError(fmt::format("--report {}: there is no such file", file));
   }
-  write_model(*open_checkpoint(o.write.run.model, o.write.run.checkpoint_options()), o.write, "quantize",
+  const auto checkpoint = open_checkpoint(o.write.run.model, o.write.run.checkpoint_options());
+  check_overrides(o, checkpoint->config);
+  const Texts texts = read_texts(o, *checkpoint);
+  write_model(*checkpoint, o.write, "quantize",
               [plan](const TensorSpec& spec, DType found) { return plan.type_of(spec, found); });
-  if (!o.report.empty()) report(o);
+  if (!texts.empty()) report(o, texts);
 }
 
 }  // namespace
@@ -111,9 +143,11 @@ void add_quantize(CLI::App& app) {
       ->required();
   command->add_option("--keep", o->keep, "Matrices to leave as they are, by name: 'blocks.0.*'");
   command->add_option("--set", o->set, "Matrices of another type: 'blocks.*.att.value.weight=q6_k'");
-  command->add_option("--report", o->report,
-                      "Texts (files, .jsonl, folders) on which loss and divergence are measured afterwards");
-  command->add_option("--max-tokens", o->max_tokens, "For --report: read only this much of each text (16k)");
+  auto* report = command->add_option(
+      "--report", o->report,
+      "Texts (files, .jsonl, folders) on which loss and divergence are measured afterwards");
+  command->add_option("--max-tokens", o->max_tokens, "For --report: read only this much of each text (16k)")
+      ->needs(report);
   add_run_options(*command, o->write.run, "bf16");
   add_vocabulary_option(*command, o->write.run);
   command->callback([o] { run(*o); });

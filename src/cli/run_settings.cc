@@ -19,7 +19,7 @@ nlohmann::ordered_json run_settings(const RunOptions& options, const Model& mode
     out["kv"] =
         kv.policy == KvPolicy::disk ? std::string(name(kv.policy)) : kv.policy_text();  // whatever its folder
     out["selection"] = kv.selection_text();
-    out["kv_dtype"] = name(kv.dtype.value_or(model.ops().active()));
+    out["kv_dtype"] = name(*kv.dtype);
   }
   return out;
 }
@@ -30,7 +30,9 @@ std::string attention_label(const Model& model) {
   std::string out = fmt::format("chunk {}, top-k {}", model.config().chunk_size, model.config().top_k);
   if (kv.selection != Selection::mean) out += ", selection " + kv.selection_text();
   if (kv.policy == KvPolicy::bounded) out += ", " + kv.policy_text();
-  if (kv.dtype) out += fmt::format(", {} keys and values", name(*kv.dtype));
+  if (*kv.dtype != model.ops().kv_type(model.ops().active())) {
+    out += fmt::format(", {} keys and values", name(*kv.dtype));
+  }
   return out;
 }
 

@@ -31,6 +31,7 @@ void count_bytes(const Model& model, const Session& session, LongSpeed& speed) {
   const ModelConfig& config = model.config();
   speed.resident_bytes = resident_bytes();
   speed.weight_bytes = weight_bytes(model.checkpoint());
+  speed.state_bytes = 2 * bytes_of(model.ops().real(), config.layers * config.channels * kHeadSize);
   for (int64_t j = 0; j < config.sparse_blocks; ++j) {
     const KvStore& store = session.state().kv(j);
     const int64_t own = store.length() % config.chunk_size;
@@ -63,17 +64,18 @@ double decode_ms(Session& session, int32_t token) {
   return 1e3 * seconds_since(start);
 }
 
-/// `batch` forks of a session, a token each at a time.
-void decode_together(const Model& model, const Session& session, int64_t batch, int64_t decode,
+/// A token of each session at a time.
+void decode_together(const Model& model, std::span<const Session> sessions, int64_t decode,
                      RandomTokens& random, LongSpeed& speed) {
   Ops& ops = model.ops();
   Arena arena(ops.allocator());
+  const auto batch = static_cast<int64_t>(sessions.size());
   Buffer logits(ops.real(), {batch, model.config().vocab}, ops.allocator());
   std::vector<State> states;
-  for (int64_t i = 0; i < batch; ++i) states.push_back(session.state().fork());
+  for (const Session& session : sessions) states.push_back(session.state().fork());
   speed.batch = batch;
-  for (int64_t n = -1; n < decode;
-       ++n) {  // the first is not counted: last pages, which forks share, are copied
+  // The first is not counted: last pages, which forks share, are copied.
+  for (int64_t n = -1; n < decode; ++n) {
     const std::vector<int32_t> tokens = random.many(batch);
     std::vector<SequenceInput> inputs;
     for (size_t i = 0; i < tokens.size(); ++i) inputs.push_back({std::span(&tokens[i], 1), &states[i]});
@@ -82,6 +84,21 @@ void decode_together(const Model& model, const Session& session, int64_t batch, 
     ops.synchronize();
     if (n >= 0) speed.decode_ms.push_back(1e3 * seconds_since(start));
   }
+}
+
+/// Seconds for reading `tokens` from an empty state: once to warm up, then the median of three times.
+double warm_prefill_seconds(const std::shared_ptr<const Model>& model, int64_t tokens, RandomTokens& random,
+                            const Progress& progress) {
+  std::vector<double> seconds;
+  for (int i = 0; i < 4; ++i) {
+    Session session(model);
+    session.append(random.many(tokens));
+    const auto start = Clock::now();
+    session.logits(progress);
+    if (i > 0) seconds.push_back(seconds_since(start));
+  }
+  std::sort(seconds.begin(), seconds.end());
+  return seconds[1];
 }
 
 }  // namespace
@@ -99,40 +116,48 @@ uint64_t resident_bytes() {
   return file >> size >> resident ? resident * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE)) : 0;
 }
 
-void measure_long_speed(std::shared_ptr<const Model> model, std::span<const int64_t> lengths, int64_t decode,
-                        int64_t batch, const std::function<void(const LongSpeed&)>& done,
+void measure_long_speed(std::shared_ptr<const Model> model, std::span<const int64_t> lengths,
+                        const LongOptions& options, const std::function<void(const LongSpeed&)>& done,
                         const Progress& progress) {
   RandomTokens random(model->config());
-  Session session(model);
+  const double prefill_seconds =
+      options.prefill > 0 ? warm_prefill_seconds(model, options.prefill, random, progress) : 0;
+  std::vector<Session> sessions;
+  for (int64_t i = 0; i < options.batch; ++i) sessions.emplace_back(model);
+  Session& session = sessions.front();
+  const auto all = static_cast<uint64_t>(lengths.back() * options.batch);
   for (size_t i = 0; i < lengths.size(); ++i) {
     const int64_t length = lengths[i];
     LongSpeed speed;
     speed.context = length;
-    speed.prefilled = length - session.length();
-    const auto before = static_cast<uint64_t>(session.length());
-    session.append(random.many(speed.prefilled));
-    const auto start = Clock::now();
-    session.logits([&](uint64_t now, uint64_t) {
-      if (progress) progress(before + now, static_cast<uint64_t>(lengths.back()));
-    });
-    speed.prefill_seconds = seconds_since(start);
+    auto before = static_cast<uint64_t>(session.length() * options.batch);
+    for (Session& reading : sessions) {
+      const int64_t tokens = length - reading.length();
+      reading.append(random.many(tokens));
+      const auto start = Clock::now();
+      reading.logits([&](uint64_t now, uint64_t) {
+        if (progress) progress(before + now, all);
+      });
+      before += static_cast<uint64_t>(tokens);
+      if (&reading != &session) continue;
+      speed.prefilled = options.prefill > 0 ? options.prefill : tokens;
+      speed.prefill_seconds = options.prefill > 0 ? prefill_seconds : seconds_since(start);
+    }
 
-    if (batch > 1) {
-      decode_together(*model, session, batch, decode, random, speed);
+    if (options.batch > 1) {
+      decode_together(*model, sessions, options.decode, random, speed);
       count_bytes(*model, session, speed);
       done(speed);
       continue;
     }
     // A copy shares pages until they are written to, which would be measured too.
-    const bool fits = i + 1 == lengths.size() || length + decode < lengths[i + 1];
+    const bool fits = i + 1 == lengths.size() || length + options.decode < lengths[i + 1];
     std::optional<Session> copy;
     if (!fits) copy = session.fork();
     Session& decoding = fits ? session : *copy;
-    for (int64_t n = 0; n < decode; ++n) {
+    for (int64_t n = 0; n < options.decode; ++n) {
       speed.decode_ms.push_back(decode_ms(decoding, random.one()));
-      if (progress && n % 256 == 255) {
-        progress(static_cast<uint64_t>(length), static_cast<uint64_t>(lengths.back()));
-      }
+      if (progress && n % 256 == 255) progress(static_cast<uint64_t>(length), all);
     }
     count_bytes(*model, decoding, speed);
     done(speed);

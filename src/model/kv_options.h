@@ -36,7 +36,7 @@ enum class Selection {
 
 struct KvOptions {
   KvPolicy policy = KvPolicy::full;
-  /// f32, bf16 or i8; nothing: what the backend computes in.
+  /// f32, bf16 or i8; nothing: Ops::kv_type() of the weights that make them.
   std::optional<DType> dtype;
   Path folder;  ///< of `disk`'s file; empty: temporary_folder()
   /// Of `host`: 10⁹ bytes of a GPU's memory for copies of chunks that were read lately, for a whole sequence.

@@ -43,7 +43,7 @@ KvStore::KvStore(int64_t heads, int64_t chunk_size, int64_t block, const KvOptio
     : heads_(heads),
       chunk_size_(chunk_size),
       part_(options.part_of(chunk_size)),
-      dtype_(options.dtype.value_or(ops.precision() == Precision::bf16 ? DType::bf16 : ops.real())),
+      dtype_(options.dtype.value_or(ops.kv_type(ops.active()))),
       ops_(&ops),
       memory_(std::move(memory)) {
   if (options.policy == KvPolicy::bounded) bound_.emplace(options, heads, block, ops);

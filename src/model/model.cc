@@ -1,6 +1,7 @@
 #include "model/model.h"
 
 #include <atomic>
+#include <functional>
 #include <limits>
 
 #include "base/error.h"
@@ -12,8 +13,9 @@ namespace {
 
 /// One pointer for each sequence, picked by `of`.
 template <typename Pointer, typename Of>
-std::vector<Pointer> for_sequences(std::span<const SequenceInput> inputs, Of of) {
-  std::vector<Pointer> pointers;
+std::pmr::vector<Pointer> for_sequences(std::span<const SequenceInput> inputs,
+                                        std::pmr::memory_resource* memory, Of of) {
+  std::pmr::vector<Pointer> pointers(memory);
   pointers.reserve(inputs.size());
   for (const SequenceInput& input : inputs) pointers.push_back(of(*input.state));
   return pointers;
@@ -30,14 +32,19 @@ Model::Model(std::shared_ptr<const Checkpoint> checkpoint, std::shared_ptr<Ops> 
     : ops_(std::move(ops)), id_(next_model()), kv_(std::move(kv)), weights_(std::move(checkpoint), *ops_) {
   order_ = block_order(config());
   kv_.check(config().chunk_size);
+  if (!kv_.dtype && config().sparse_blocks > 0) {
+    kv_.dtype = ops_->kv_type(weights_.weights().sparse.front().att.key.weight.dtype());
+  }
 }
 
-std::vector<KvStore*> Model::stores(const BlockRef& block, const Pass& pass) const {
-  return for_sequences<KvStore*>(pass.inputs, [&](State& s) { return &s.kv(block.index); });
+std::pmr::vector<KvStore*> Model::stores(const BlockRef& block, const Pass& pass, PassMemory& memory) {
+  return for_sequences<KvStore*>(pass.inputs, memory.resource(),
+                                 [&](State& s) { return &s.kv(block.index); });
 }
 
-std::vector<void*> Model::shifts(const BlockRef& block, const Pass& pass) const {
-  return for_sequences<void*>(pass.inputs, [&](State& s) { return s.sparse_channel_shift(block.index); });
+std::pmr::vector<void*> Model::shifts(const BlockRef& block, const Pass& pass, PassMemory& memory) {
+  return for_sequences<void*>(pass.inputs, memory.resource(),
+                              [&](State& s) { return s.sparse_channel_shift(block.index); });
 }
 
 int64_t Model::top_k() const {
@@ -46,12 +53,13 @@ int64_t Model::top_k() const {
 
 void Model::run_block(const BlockRef& block, const Pass& pass) const {
   const Arena::Scope scope(pass.arena);
+  PassMemory memory;
   const auto at = static_cast<size_t>(block.index);
   if (block.sparse) {
-    return sparse_block(*ops_, weights_.weights().sparse[at], pass.batch, stores(block, pass),
-                        shifts(block, pass), top_k(), pass.x, pass.arena);
+    return sparse_block(*ops_, weights_.weights().sparse[at], pass.batch, stores(block, pass, memory),
+                        shifts(block, pass, memory), top_k(), pass.x, pass.arena);
   }
-  const auto of_sequences = [&](auto of) { return for_sequences<void*>(pass.inputs, of); };
+  const auto of_sequences = [&](auto of) { return for_sequences<void*>(pass.inputs, memory.resource(), of); };
   const auto time_shift = of_sequences([&](State& s) { return s.time_shift(block.index); });
   const auto wkv = of_sequences([&](State& s) { return s.wkv(block.index); });
   const auto channel_shift = of_sequences([&](State& s) { return s.channel_shift(block.index); });
@@ -65,7 +73,8 @@ void Model::run_steps(const Pass& pass) const {
     while (end < order_.size() && !order_[end].sparse) ++end;
     replay(i, end, pass, rows);
     if (end == order_.size()) return;
-    attention_read(*ops_, pass.batch, stores(order_[end], pass), top_k(), rows);
+    PassMemory memory;
+    attention_read(*ops_, pass.batch, stores(order_[end], pass, memory), top_k(), rows);
   }
 }
 
@@ -82,7 +91,8 @@ void Model::replay(size_t first, size_t last, const Pass& pass, const AttentionR
         continue;
       }
       const Arena::Scope scope(pass.arena);
-      behind_reading(*ops_, sparse(i), pass.batch, shifts(order_[i], pass), rows, pass.x, pass.arena);
+      PassMemory memory;
+      behind_reading(*ops_, sparse(i), pass.batch, shifts(order_[i], pass, memory), rows, pass.x, pass.arena);
     }
     if (last == order_.size()) return head(pass);
     const Arena::Scope scope(pass.arena);
@@ -102,13 +112,19 @@ void Model::replay(size_t first, size_t last, const Pass& pass, const AttentionR
     add(memory);
   }
   for (const SequenceInput& input : pass.inputs) add(input.state->time_shift(0));
-  ops_->replay(hash.digest(), work);
+  ops_->replay(hash.digest(), std::ref(work));  // a copy would be allocated
 }
 
 void Model::forward(std::span<const SequenceInput> inputs, LogitsOf which, View logits, Arena& arena) const {
   RWKVX_ASSERT(!inputs.empty());
-  std::vector<int64_t> offsets{0};
-  std::vector<int32_t> tokens;
+  PassMemory memory;
+  std::pmr::vector<int64_t> offsets(memory.resource());
+  std::pmr::vector<int32_t> tokens(memory.resource());
+  size_t count = 0;
+  for (const SequenceInput& input : inputs) count += input.tokens.size();
+  offsets.reserve(inputs.size() + 1);
+  tokens.reserve(count);
+  offsets.push_back(0);
   for (const SequenceInput& input : inputs) {
     RWKVX_ASSERT(!input.tokens.empty() && input.state != nullptr && input.state->config() == config());
     for (size_t i = 0; i < input.tokens.size(); ++i) {
@@ -147,7 +163,8 @@ void Model::head(const Pass& pass) const {
   const Weights& w = weights_.weights();
   View last = x;
   if (which == LogitsOf::last && batch.sequences() < batch.rows()) {
-    std::vector<int64_t> rows;
+    PassMemory memory;
+    std::pmr::vector<int64_t> rows(memory.resource());
     for (size_t s = 1; s < batch.offsets.size(); ++s) rows.push_back(batch.offsets[s] - 1);
     last = arena.take(ops_->real(), {batch.sequences(), config().channels});
     ops_->gather_rows(x, rows, last);

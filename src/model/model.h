@@ -1,8 +1,11 @@
 #pragma once
 
 #include <memory>
+#include <memory_resource>
 #include <span>
+#include <vector>
 
+#include "base/stack_memory.h"
 #include "model/batch.h"
 #include "model/state.h"
 #include "model/weights.h"
@@ -31,6 +34,7 @@ class Model {
   const Checkpoint& checkpoint() const { return weights_.checkpoint(); }
   Ops& ops() const { return *ops_; }
   uint64_t fingerprint() const { return weights_.fingerprint(); }
+  /// As given; of an RWKV-X with the type of keys and values.
   const KvOptions& kv_options() const { return kv_; }
   /// Errors: those of State.
   State new_state() const { return State(config(), kv_, *ops_); }
@@ -51,13 +55,15 @@ class Model {
     View logits;
     Arena& arena;
   };
+  using PassMemory = StackMemory<2048>;  ///< for lists of sequences: a token allocates nothing
   void run_block(const BlockRef& block, const Pass& pass) const;
   /// The same for a pass of one row for each sequence: all work between two attentions is the same for every
   /// token, and done as a whole.
   void run_steps(const Pass& pass) const;
   void replay(size_t first, size_t last, const Pass& pass, const AttentionRows& rows) const;
-  std::vector<KvStore*> stores(const BlockRef& block, const Pass& pass) const;
-  std::vector<void*> shifts(const BlockRef& block, const Pass& pass) const;  // a sparse block's
+  static std::pmr::vector<KvStore*> stores(const BlockRef& block, const Pass& pass, PassMemory& memory);
+  /// A sparse block's.
+  static std::pmr::vector<void*> shifts(const BlockRef& block, const Pass& pass, PassMemory& memory);
   int64_t top_k() const;
 
   /// What follows the blocks, for the rows whose logits are wanted.

@@ -12,9 +12,13 @@ DType finer(DType type) { return type == DType::q4_k || type == DType::q5_k ? DT
 
 }  // namespace
 
+bool fits_name(const std::string& pattern, const std::string& name) {
+  return fnmatch(pattern.c_str(), name.c_str(), 0) == 0;
+}
+
 DType QuantisePlan::type_of(const TensorSpec& spec, DType found) const {
   for (const Override& o : overrides) {
-    if (fnmatch(o.pattern.c_str(), spec.name.c_str(), 0) == 0) return o.type.value_or(found);
+    if (fits_name(o.pattern, spec.name)) return o.type.value_or(found);
   }
   if (!is_quantised(type)) return type;
   const DType sixteen_bits = found == DType::f16 ? DType::f16 : DType::bf16;

@@ -9,11 +9,14 @@
 
 namespace rwkvx {
 
+/// As shells match files: "blocks.*.att.value.weight".
+bool fits_name(const std::string& pattern, const std::string& name);
+
 /// Which type each matrix of a model gets when the model is quantised. Not all are equally sensitive:
 /// docs/quantisation.md has the table and what it was measured on.
 struct QuantisePlan {
   struct Override {
-    std::string pattern;        ///< of names, as shells match files: "blocks.*.att.value.weight"
+    std::string pattern;        ///< of names, see fits_name()
     std::optional<DType> type;  ///< none: as it is
   };
   DType type = DType::q8_0;         ///< q8_0, q4_0, q4_k, q5_k, q6_k, f16 or bf16

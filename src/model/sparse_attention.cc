@@ -4,6 +4,7 @@
 #include <array>
 #include <vector>
 
+#include "base/stack_memory.h"
 #include "ops/training.h"
 
 namespace rwkvx {
@@ -11,7 +12,9 @@ namespace {
 
 void attend(Ops& ops, std::span<const int64_t> offsets, std::span<KvStore* const> stores, int64_t top_k,
             const AttentionRows& rows) {
-  std::vector<KvChunks> chunks;
+  StackMemory<4096> memory;
+  std::pmr::vector<KvChunks> chunks(memory.resource());
+  chunks.reserve(stores.size());
   for (size_t s = 0; s < stores.size(); ++s) {
     stores[s]->extend(offsets[s + 1] - offsets[s]);
     chunks.push_back(stores[s]->chunks());
@@ -67,7 +70,7 @@ AttentionKept attention_memory(Ops& ops, std::span<const int64_t> offsets, int64
                                int64_t chunk_size, int64_t top_k, Arena& arena) {
   const int64_t R = offsets.back(), C = channels, H = C / kHeadSize;
   AttentionKept keep;
-  const DType stored = ops.precision() == Precision::bf16 ? DType::bf16 : ops.real();
+  const DType stored = ops.kv_type(ops.active());
   std::vector<size_t> first_page;
   for (size_t s = 0; s + 1 < offsets.size(); ++s) {
     const int64_t length = offsets[s + 1] - offsets[s];

@@ -17,6 +17,7 @@ class ForwardingOps : public Ops {
   Allocator& allocator() override { return to_->allocator(); }
   Allocator& host_memory() override { return to_->host_memory(); }
   DType active() const override { return to_->active(); }
+  DType kv_type(DType weights) const override { return to_->kv_type(weights); }
   using Ops::prepare;
   Matrix prepare(ConstView weight, bool sparse_input) override { return to_->prepare(weight, sparse_input); }
   Matrix prepare_table(ConstView table) override { return to_->prepare_table(table); }

@@ -219,6 +219,10 @@ class Ops {
   DType real() const { return precision() == Precision::f64 ? DType::f64 : DType::f32; }
   /// What products take; a backend may answer f32 in bf16 precision where the processor has no bf16 products.
   virtual DType active() const { return precision() == Precision::bf16 ? DType::bf16 : real(); }
+  /// What keys and values are best stored in where the weights that they come from have this type.
+  virtual DType kv_type(DType /*weights*/) const {
+    return precision() == Precision::bf16 ? DType::bf16 : real();
+  }
 
   /// Makes a weight [out, in] ready for linear(); it must not change afterwards where `sparse_input`, which
   /// says that most values of x will be exactly zero. Errors: a type that the backend cannot multiply with.

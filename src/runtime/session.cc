@@ -78,9 +78,9 @@ void Session::consume(size_t keep, const Progress& progress) {
         Ops& ops = model_->ops();
         const View device = arena_->take(ops.real(), {1, model_->config().vocab});
         model_->forward(std::span(&input, 1), LogitsOf::last, device, *arena_);
-        std::vector<float> host(static_cast<size_t>(model_->config().vocab));
-        ops.download(device.data(), std::as_writable_bytes(std::span(host)));
-        logits_ = std::move(host);
+        next_logits_.resize(static_cast<size_t>(model_->config().vocab));
+        ops.download(device.data(), std::as_writable_bytes(std::span(next_logits_)));
+        logits_.swap(next_logits_);
       } else {
         model_->forward(std::span(&input, 1), LogitsOf::none, View(), *arena_);
       }

@@ -52,7 +52,8 @@ class Session {
   State state_;
   std::shared_ptr<Arena> arena_;
   std::vector<int32_t> pending_;
-  std::vector<float> logits_;  // of the last consumed token; empty when unknown
+  std::vector<float> logits_;       // of the last consumed token; empty when unknown
+  std::vector<float> next_logits_;  // room
 };
 
 }  // namespace rwkvx

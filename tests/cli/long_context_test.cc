@@ -82,7 +82,14 @@ TEST_F(LongContextTest, BenchMeasuresEveryLength) {
   EXPECT_EQ(nlohmann::json::parse(
                 run_program({"bench", proto_, "--prefill", "50", "--decode", "2", "--json"}).out)["context"],
             50);
+  const auto both = nlohmann::json::parse(
+      run_program({"bench", proto_, "--prefill", "50", "--context", "0.25k", "--decode", "2", "--json"}).out);
+  EXPECT_EQ(both["prefill_tokens"], 50);
+  EXPECT_EQ(both["context"], 256);
+  EXPECT_GT(both["decode_gigaflops_per_second"], 0);
   expect_error(run_program({"bench", proto_, "--long", "--lengths", "0"}), 2, {"--lengths"});
+  expect_error(run_program({"bench", proto_, "--long", "--prefill", "50"}), 2, {"--prefill"});
+  expect_error(run_program({"bench", proto_, "--decode", "abc"}), 2, {"--decode", "abc"});
 }
 
 TEST_F(LongContextTest, BenchTakesTurnsAtSavedStates) {

@@ -55,6 +55,19 @@ TEST_F(QuantizeTest, WrongUsage) {
   expect_error(run_program({"quantize", proto_, out, "--type", "q8_0", "--set", "blocks=i8"}), 2, {"--set"});
   expect_error(run_program({"quantize", proto_, out, "--type", "q8_0", "--report", file("none")}), 2,
                {"--report", file("none")});
+  expect_error(run_program({"quantize", proto_, out, "--type", "q8_0", "--set", "nothing.*=q4_0"}), 2,
+               {"--set", "nothing.*=q4_0", proto_});
+  expect_error(run_program({"quantize", proto_, out, "--type", "q8_0", "--keep", "blocks.0.att.w0"}), 2,
+               {"--keep", "blocks.0.att.w0"});  // a vector
+  expect_error(run_program({"quantize", proto_, out, "--type", "q8_0", "--max-tokens", "16"}), 2,
+               {"--report"});
+  const std::string empty = with("empty.txt", "");
+  expect_error(run_program({"quantize", proto_, out, "--type", "q8_0", "--report", empty}), 1,
+               {empty, "no text"});
+  expect_error(
+      run_program({"quantize", proto_, out, "--type", "q8_0", "--report", empty, "--max-tokens", "16q"}), 2,
+      {"--max-tokens", "16q"});
+  ASSERT_TRUE(std::filesystem::remove(empty));
   // 128 channels are no whole blocks of 256: said before a file is there.
   expect_error(run_program({"quantize", proto_, out, "--type", "q8_0", "--set", "head.weight=q4_k"}), 1,
                {"output.weight", "256"});

@@ -2,9 +2,13 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <chrono>
+#include <fstream>
 #include <stdexcept>
+
+#include "base/error.h"
 
 namespace rwkvx::cpu {
 namespace {
@@ -29,6 +33,28 @@ TEST(ThreadPool, RunsEveryTaskOnce) {
       ASSERT_THAT(times_run(pool, count), testing::AllOf(testing::SizeIs(count), testing::Each(1)));
     }
   }
+}
+
+TEST(ThreadPool, SaysThatNoMoreThreadsCanBeStarted) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "sanitizers need more address space than this leaves";
+#endif
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_AS, &before), 0);
+  uint64_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  rlimit little = before;
+  little.rlim_cur = pages * 4096 + (uint64_t{200} << 20);  // stacks of some twenty threads
+  ASSERT_EQ(setrlimit(RLIMIT_AS, &little), 0);
+  std::string message;
+  try {
+    const ThreadPool pool(1000);
+  } catch (const Error& error) {
+    message = error.what();
+  }
+  ASSERT_EQ(setrlimit(RLIMIT_AS, &before), 0);
+  EXPECT_THAT(message,
+              testing::AllOf(testing::HasSubstr("of 1000 threads"), testing::HasSubstr("--threads")));
 }
 
 TEST(ThreadPool, StretchesCoverEverythingOnce) {

@@ -32,6 +32,11 @@ class CpuOps final : public Ops {
   std::string_view name() const override { return "cpu"; }
   Precision precision() const override { return precision_; }
   DType active() const override { return active_; }
+  /// Decoding a long context with quantised weights would read as many bytes of keys and values as of
+  /// weights.
+  DType kv_type(DType weights) const override {
+    return precision_ == Precision::bf16 && is_quantised(weights) ? DType::i8 : Ops::kv_type(weights);
+  }
   Allocator& allocator() override { return host_allocator(); }
   int threads() const override { return pool_.threads(); }
   bool rounds_attention() const override { return tiles_ != nullptr; }

@@ -70,8 +70,7 @@ HWY_INLINE void dot_rows(const T* weight, int64_t stride, int64_t count, const f
   for (int64_t i = 0; i < count; i += kStep) {
     V low[kOuts], high[kOuts];
     RWKVX_UNROLL for (int o = 0; o < kOuts; ++o) {
-      if constexpr (!kAdd && kOuts <= kStreams)
-        prefetch(reinterpret_cast<const std::byte*>(weight + o * stride + i) + kSecondCacheAhead);
+      if constexpr (!kAdd && kOuts <= kStreams) fetch_ahead(weight + o * stride + i);
       if constexpr (!kAdd && kRows == 8)
         hwy::Prefetch(reinterpret_cast<const std::byte*>(weight + o * stride + i) + kFirstCacheAhead);
       load_step(weight + o * stride + i, low[o], high[o]);

@@ -11,8 +11,6 @@ inline constexpr int64_t kFewRows = 8;    ///< rows that one pass over the weigh
 inline constexpr int64_t kOutBlock = 64;  ///< outputs that one thread computes at a time
 inline constexpr int64_t kPadding = 64;   ///< x rows are padded to a multiple of it: any vector's two
 
-/// How many bytes ahead weights are fetched into the first cache, and into the second.
-inline constexpr int64_t kFirstCacheAhead = 8192, kSecondCacheAhead = 4096;
 /// call.x as float32 in the order that dot_few_rows() wants, [rows, padded], zeros behind the end. `to` is
 /// 64-byte aligned.
 void spread_input(const LinearCall& call, int64_t padded, float* to);

@@ -19,7 +19,6 @@ namespace rwkvx::cpu {
 namespace {
 
 constexpr int64_t kStep = 32;
-constexpr int64_t kAhead = kSecondCacheAhead / sizeof(BFloat16);
 
 /// kOuts weight rows times kRows rows of x. Masks read the last, shorter step, as zeros beyond the end. The
 /// order of a sum does not depend on kOuts or kRows.
@@ -34,7 +33,7 @@ RWKVX_AVX512_BF16 void dot_tile(const BFloat16* weight, int64_t in, const BFloat
     __m512i w[kOuts];
     RWKVX_UNROLL for (int o = 0; o < kOuts; ++o) {
       w[o] = _mm512_loadu_si512(weight + o * in + i);
-      if (kOuts == 1) prefetch(weight + i + kAhead);
+      if (kOuts == 1) fetch_ahead(weight + i);
     }
     RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
       __m512i column = _mm512_loadu_si512(x + r * in + i);

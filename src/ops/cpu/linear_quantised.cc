@@ -64,8 +64,8 @@ HWY_INLINE VI32 dot_signed(VI32 acc, VU8 w, const int8_t* x) {
 /// Measured: where arithmetic takes longer, with several rows, weights are wanted in the first cache.
 template <int kRows>
 HWY_INLINE VU8 load_unit(const std::byte* p) {
-  if constexpr (kRows <= 2) {
-    prefetch(p + kSecondCacheAhead);
+  if (kRows <= 2 || reads_pages_together) {
+    fetch_ahead(p);
   } else {
     hwy::Prefetch(p + kFirstCacheAhead);
   }
@@ -231,7 +231,7 @@ HWY_INLINE void dot_group(const std::byte* group, int64_t blocks, PackedSizes si
     if constexpr (kRows <= 2 && kType == DType::q5_k) {
       // The fifth bits, which load_unit() does not pass over. Nor does it over scales: asking for them too
       // gains nothing.
-      for (int64_t at = 0; at < 8 * kUnit; at += kLine) prefetch(group + at + kSecondCacheAhead);
+      for (int64_t at = 0; at < 8 * kUnit; at += kLine) fetch_ahead(group + at);
     }
     for (int64_t i = 0; i < std::min(kTogether, blocks - b); ++i) {
       const std::byte* scales = group + kTogether * units + i * sizes.scales * kGroup;

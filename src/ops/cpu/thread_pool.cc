@@ -1,7 +1,9 @@
 #include "ops/cpu/thread_pool.h"
 
+#include <system_error>
 #include <utility>
 
+#include "base/error.h"
 #include "ops/cpu/one_dnn_scope.h"
 
 namespace rwkvx::cpu {
@@ -20,10 +22,19 @@ void pause() {
 ThreadPool::ThreadPool(int threads) : stretches_(static_cast<size_t>(threads)) {
   // With more threads than cores a watching thread takes the core of a working one.
   spins_ = threads <= usable_cores() ? 2000 : 10;
-  for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+  try {
+    for (int thread = 1; thread < threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+  } catch (const std::system_error& error) {
+    const size_t started = workers_.size() + 1;
+    stop();
+    fail("only {} of {} threads could be started ({}); ask for fewer (--threads)", started, threads,
+         error.code().message());
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stop_ = true;
   epoch_ += 2;  // still even, but another
   epoch_.notify_all();

@@ -67,6 +67,7 @@ class ThreadPool {
   struct alignas(64) Stretch {
     std::atomic<uint64_t> tasks{0};
   };
+  void stop();
   void run(int64_t count, Call call, const void* context, bool stretches);
   void work(int thread);
   void take_tasks(int thread) noexcept;
