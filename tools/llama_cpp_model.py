@@ -6,9 +6,13 @@ import ctypes
 import sys
 import time
 
-import numpy as np
+try:
+    import numpy as np
+except ImportError:
+    sys.exit(f'numpy is not installed for {sys.executable}: benchmarks/install_llama_cpp FOLDER makes an environment with '
+             'it and llama.cpp')
 
-INSTALL = 'install it with: pip install llama-cpp-python'
+INSTALL = 'benchmarks/install_llama_cpp FOLDER makes an environment with it'
 BATCH = 512  # tokens that llama.cpp computes at a time by default (its ubatch)
 
 

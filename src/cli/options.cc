@@ -105,7 +105,8 @@ void add_run_options(CLI::App& app, RunOptions& options, const std::string& defa
         return is_backend(text) ? std::string() : fmt::format("{} is not one of {}", text, kDeviceHelp);
       })
       ->capture_default_str();
-  app.add_option("--threads", options.threads, "Threads; 0 for one on each core")
+  app.add_option("--threads", options.threads,
+                 "Threads; 0 for one on each hardware thread that the process may use")
       ->check(CLI::Range(0, 4096))
       ->capture_default_str();
 }
