@@ -234,5 +234,46 @@ INSTANTIATE_TEST_SUITE_P(Units, TileRowsTest,
                                               name(std::get<DType>(one.param)));
                          });
 
+class TileFewRowsTest : public testing::TestWithParam<Unit> {};
+
+TEST_P(TileFewRowsTest, AsSumsInFloat64) {
+  const cpu::TileUnit* const unit = GetParam().get();
+  if (unit == nullptr) GTEST_SKIP() << "this processor has no tiles";
+  for (const int64_t rows : {1, 2, 7, 15, 16}) {
+    for (const int64_t steps : {1, 2, 3, 24}) {
+      for (const int64_t tiles : {1, 3, 4}) {
+        const int64_t in = steps * cpu::kTileDepth, out = tiles * cpu::kTileRows;
+        const Buffer w = random_tensor(DType::bf16, {out, in}, 1, 1 / std::sqrt(in));
+        const Buffer x = random_tensor(DType::bf16, {rows, in}, 2, 1);
+        const auto *weights = w.as<BFloat16>(), *inputs = x.as<BFloat16>();
+        std::vector<BFloat16> pairs;  // [in / 2, rows, 2]
+        for (int64_t i = 0; i < in; i += 2) {
+          for (int64_t r = 0; r < rows; ++r) {
+            pairs.insert(pairs.end(), {inputs[r * in + i], inputs[r * in + i + 1]});
+          }
+        }
+        std::vector<float> sums(static_cast<size_t>(out * rows) + 1, 7.0f);
+        unit->few_rows({weights, tiles, pairs.data(), rows, steps, sums.data()});
+        for (int64_t o = 0; o < out; ++o) {
+          for (int64_t r = 0; r < rows; ++r) {
+            double sum = 0, size = 0;
+            for (int64_t i = 0; i < in; ++i) {
+              const double term = double{to_float(weights[o * in + i])} * to_float(inputs[r * in + i]);
+              sum += term;
+              size += std::abs(term);
+            }
+            ASSERT_NEAR(sums[static_cast<size_t>(o * rows + r)], sum, size * static_cast<double>(in) * 6e-8)
+                << rows << " rows, " << steps << " steps, output " << o << ", row " << r;
+          }
+        }
+        ASSERT_EQ(sums.back(), 7.0f) << "nothing behind the results is written";
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Units, TileFewRowsTest, testing::ValuesIn(kUnits),
+                         [](const auto& one) { return std::string(one.param.name); });
+
 }  // namespace
 }  // namespace rwkvx::test

@@ -1,6 +1,7 @@
 #include "ops/cpu/linear.h"
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 
 #include "base/assert.h"
@@ -42,6 +43,9 @@ bool is_sparse(const ConstView& row, DType weight) {
          sparse_share(weight) * static_cast<double>(row.elements());
 }
 
+/// Rows that tiles multiply with weights as the file holds them, 16 at a time: with more it pays to bring the
+/// weights into the order of tiles first.
+constexpr int64_t kMostFewRows = 32;
 /// Rows whose inputs as bytes stay in a core's cache while it goes through weights.
 constexpr int64_t kCachedRows = 128;
 /// Inputs whose rounding is worth a thread.
@@ -63,6 +67,15 @@ int64_t padded(const LinearCall& call) { return (call.w->in() + kPadding - 1) / 
 int64_t quantised_elements(const LinearCall& call) {
   const auto floats = static_cast<int64_t>(sizeof(InputBlock) / sizeof(float));
   return (call.x.elements() / 32 * floats + kPadding - 1) / kPadding * kPadding;
+}
+
+/// x [rows, in] bf16 as TileFewRows::x.
+void pair_rows(const ConstView& x, float* to) {
+  const int64_t rows = x.dim(0), pairs = x.dim(1) / 2;
+  const auto* from = static_cast<const std::byte*>(x.data());
+  for (int64_t p = 0; p < pairs; ++p) {
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(to++, from + (r * pairs + p) * 4, 4);
+  }
 }
 
 void run_tile(const LinearCall& call, const InputMajor& w, const NonZero& x, int64_t tile) {
@@ -91,7 +104,16 @@ bool Linear::few(const LinearCall& call) const {
   const int64_t rows = call.x.dim(0);
   const bool tiles = tiles_ && TileRows::can(call);
   if (by_bytes(call)) return rows <= 32 || !tiles;
+  if (by_tiles(call)) return true;
   return rows <= (tiles || call.w->weight.dtype() == DType::f32 ? 8 : 32);
+}
+
+/// Up to 8 rows are as fast by vectors, which give a row the same sums alone and among others.
+bool Linear::by_tiles(const LinearCall& call) const {
+  const int64_t rows = call.x.dim(0);
+  return unit_ != nullptr && rows > kFewRows && rows <= kMostFewRows && call.x.dtype() == DType::bf16 &&
+         call.w->weight.dtype() == DType::bf16 && call.w->in() % kTileDepth == 0 &&
+         call.w->out() % kTileRows == 0;
 }
 
 bool Linear::by_bf16_dot(const LinearCall& call) const {
@@ -106,6 +128,7 @@ int64_t Linear::input_elements(const LinearCall& call) const {
       by_inputs(call) ? rows * non_zero_elements(1, call.w->in()) + non_zero_elements(rows, call.w->in()) : 0;
   // Each one's memory is padded.
   if (by_bytes(call)) return listed + rows * quantised_elements(rows_of(call, 0, 1));
+  if (by_tiles(call)) return listed + rows * padded(call) / 2;
   return listed + (by_bf16_dot(call) ? 0 : rows * padded(call));
 }
 
@@ -132,7 +155,13 @@ void Linear::add_few(const LinearCall& call, float*& memory) {
     return;
   }
   few_.push_back({call, memory, out_blocks(call)});
-  if (!by_bf16_dot(call)) {
+  if (by_tiles(call)) {
+    for (int64_t r = 0; r < rows; r += kTileRows) {
+      const int64_t some = std::min(kTileRows, rows - r);
+      pair_rows(call.x.rows(r, some), memory + r * in / 2);
+    }
+    memory += rows * padded(call) / 2;
+  } else if (!by_bf16_dot(call)) {
     spread_input(call, padded(call), memory);
     memory += rows * padded(call);
   }
@@ -213,6 +242,27 @@ void Linear::run_few(std::span<const LinearCall> calls) {
   for (int64_t task = 0; task < tasks; ++task) run_task(task, 0);
 }
 
+void Linear::run_tiles(const LinearCall& call, const float* x, int64_t first, int64_t outs) {
+  const int64_t in = call.w->in(), all = call.x.dim(0);
+  alignas(64) float columns[kOutBlock * kTileRows], sums[kFewRows * kOutBlock];
+  for (int64_t begin = 0; begin < all; begin += kTileRows) {
+    const int64_t rows = std::min(kTileRows, all - begin);
+    unit_->few_rows({.weights = call.w->weight.as<BFloat16>() + first * in,
+                     .weight_tiles = outs / kTileRows,
+                     .x = reinterpret_cast<const BFloat16*>(x + begin * in / 2),
+                     .rows = rows,
+                     .steps = in / kTileDepth,
+                     .sums = columns});
+    for (int64_t row = 0; row < rows; row += kFewRows) {
+      const int64_t some = std::min(kFewRows, rows - row);
+      for (int64_t r = 0; r < some; ++r) {
+        for (int64_t o = 0; o < outs; ++o) sums[r * kOutBlock + o] = columns[o * rows + row + r];
+      }
+      finish_few_rows(call, begin + row, some, first, outs, sums);
+    }
+  }
+}
+
 void Linear::run_block(const LinearCall& call, const float* x, int64_t first, int thread) {
   alignas(64) float sums[kFewRows * kOutBlock];
   const int64_t outs = std::min(kOutBlock, call.w->out() - first);
@@ -226,6 +276,7 @@ void Linear::run_block(const LinearCall& call, const float* x, int64_t first, in
     weight = ConstView(values, DType::f32, block.shape());
     first_in_weight = 0;
   }
+  if (by_tiles(call)) return run_tiles(call, x, first, outs);
   for (int64_t row = 0; row < call.x.dim(0); row += kFewRows) {
     const int64_t rows = std::min(kFewRows, call.x.dim(0) - row);
     if (by_bytes(call)) {

@@ -23,6 +23,7 @@ class Linear {
       : pool_(pool),
         bytes_(bytes),
         bf16_dot_(has_bf16_dot()),
+        unit_(tiles),
         many_rows_(pool),
         blocks_(static_cast<size_t>(pool.threads())) {
     if (tiles != nullptr) tiles_.emplace(pool, *tiles);
@@ -46,13 +47,16 @@ class Linear {
   void run_few(std::span<const LinearCall> calls);
   void add_few(const LinearCall& call, float*& memory);
   void add_bytes(const LinearCall& call, InputBlock* x);
+  void run_tiles(const LinearCall& call, const float* x, int64_t first, int64_t outs);
   void run_block(const LinearCall& call, const float* x, int64_t first, int thread);
   bool few(const LinearCall& call) const;
   bool by_bf16_dot(const LinearCall& call) const;
+  bool by_tiles(const LinearCall& call) const;
   int64_t input_elements(const LinearCall& call) const;
 
   ThreadPool& pool_;
   bool bytes_, bf16_dot_;
+  const TileUnit* unit_;
   ManyRows many_rows_;
   std::optional<TileRows> tiles_;
   Scratch inputs_;

@@ -2,6 +2,7 @@
 
 #include "hwy/targets.h"
 #include "ops/cpu/linear_prefill.h"
+#include "ops/cpu/prefetch.h"
 
 #if HWY_ARCH_X86 && defined(__linux__)
 #include <immintrin.h>
@@ -62,10 +63,24 @@ void add_values_emulated(const TileValues& s) {
   }
 }
 
+void few_rows_emulated(const TileFewRows& s) {
+  const int64_t in = s.steps * kTileDepth;
+  for (int64_t o = 0; o < s.weight_tiles * kTileRows; ++o) {
+    for (int64_t r = 0; r < s.rows; ++r) {
+      float sum = 0;
+      for (int64_t i = 0; i < in; ++i) {
+        sum += to_float(s.weights[o * in + i]) * to_float(s.x[(i / 2 * s.rows + r) * 2 + i % 2]);
+      }
+      s.sums[o * s.rows + r] = sum;
+    }
+  }
+}
+
 }  // namespace
 
 const TileUnit& emulated_tile_unit() {
-  static constexpr TileUnit unit{nothing, nothing, multiply_emulated, score_emulated, add_values_emulated};
+  static constexpr TileUnit unit{
+      nothing, nothing, multiply_emulated, score_emulated, add_values_emulated, few_rows_emulated};
   return unit;
 }
 
@@ -217,6 +232,52 @@ RWKVX_AMX void add_values_amx(const TileValues& s) {
   asm volatile("" ::: "memory");
 }
 
+/// Of 16 rows of weights in 4 and 5, x in 6 and 7, results in 0 and 1.
+RWKVX_AMX void few_rows_amx(const TileFewRows& s) {
+  TileConfiguration configuration;
+  for (const int tile : {0, 1, 6, 7}) configuration.row_bytes[tile] = static_cast<uint16_t>(4 * s.rows);
+  asm volatile("" ::: "memory");
+  _tile_loadconfig(&configuration);
+  const int64_t in = s.steps * kTileDepth, row_bytes = in * static_cast<int64_t>(sizeof(BFloat16));
+  const int64_t x_bytes = 4 * s.rows, group = kTileRows * in;
+  const BFloat16* weights = s.weights;
+  for (int64_t tile = 0; tile < s.weight_tiles; ++tile, weights += group) {
+    const BFloat16 *a = weights, *b = s.x;
+    // All rows of a group begin at once, so that it has to be there before: the next one is asked for.
+    const BFloat16* later = weights + group;
+    const auto fetch = [&]() __attribute__((always_inline, target("amx-tile,amx-bf16"))) {
+#pragma GCC unroll 16
+      for (int64_t line = 0; line < kTileRows; ++line) fetch_ahead(later + line * kTileDepth);
+      later += kTileElements;
+    };
+    _tile_zero(0);
+    _tile_zero(1);
+    int64_t i = 0;
+    for (; i + 2 <= s.steps; i += 2, a += 2 * kTileDepth, b += 2 * kTileDepth * s.rows) {
+      _tile_loadd(4, a, row_bytes);
+      _tile_loadd(6, b, x_bytes);
+      fetch();
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(5, a + kTileDepth, row_bytes);
+      _tile_loadd(7, b + kTileDepth * s.rows, x_bytes);
+      fetch();
+      _tile_dpbf16ps(1, 5, 7);
+    }
+    if (i < s.steps) {
+      _tile_loadd(4, a, row_bytes);
+      _tile_loadd(6, b, x_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+    }
+    alignas(64) float odd[kTileRows * kTileRows];
+    float* sums = s.sums + tile * kTileRows * s.rows;
+    _tile_stored(0, sums, x_bytes);
+    _tile_stored(1, odd, x_bytes);
+    asm volatile("" ::: "memory");
+    for (int64_t n = 0; n < kTileRows * s.rows; ++n) sums[n] += odd[n];
+  }
+  _tile_release();
+}
+
 bool tiles_allowed() {
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -225,7 +286,7 @@ bool tiles_allowed() {
 }  // namespace
 
 const TileUnit* tile_unit() {
-  static constexpr TileUnit unit{begin_amx, end_amx, multiply_amx, score_amx, add_values_amx};
+  static constexpr TileUnit unit{begin_amx, end_amx, multiply_amx, score_amx, add_values_amx, few_rows_amx};
   static const bool usable = has_amx() && tiles_allowed();
   return usable && has_bf16_products() ? &unit : nullptr;
 }

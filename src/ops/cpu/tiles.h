@@ -47,6 +47,16 @@ struct TileValues {
   float* sums;
 };
 
+/// Few rows of x: sums [16 · weight_tiles, rows] = weights · xᵀ, with weights as a file holds them.
+struct TileFewRows {
+  const BFloat16* weights;  ///< [16 · weight_tiles, 32 · steps]
+  int64_t weight_tiles;
+  const BFloat16* x;  ///< [16 · steps, rows, 2]: rows of x pair by pair
+  int64_t rows;       ///< 1 to 16
+  int64_t steps;
+  float* sums;
+};
+
 /// What multiplies tiles. Between begin() and end() a thread does nothing else with tiles.
 struct TileUnit {
   void (*begin)();
@@ -54,6 +64,7 @@ struct TileUnit {
   void (*multiply)(const TileStrip& strip);
   void (*score)(const TileScores& call);
   void (*add_values)(const TileValues& call);
+  void (*few_rows)(const TileFewRows& call);  ///< not between begin() and end()
 };
 
 /// The processor's own (AMX), null where it has none or the system does not let this process use it.
