@@ -34,8 +34,7 @@ nlohmann::ordered_json to_json(const LongSpeed& s, const ModelConfig& config, co
   // Half a chunk of the own one on average, and the earlier ones that there are.
   const auto chunk = static_cast<double>(config.chunk_size), context = static_cast<double>(s.context);
   const double most = (static_cast<double>(config.top_k) - 0.5) * chunk;
-  const double read_to =
-      static_cast<double>(s.prefilled) < context ? static_cast<double>(s.prefilled) : context;
+  const double read_to = std::min(static_cast<double>(s.prefilled), context);
   const double operations = 1e-9 * prefill * operations_per_token(config, std::min(read_to / 2, most), false);
   const double decode_operations =
       1e-9 * batch / seconds * operations_per_token(config, std::min(context, most), true);

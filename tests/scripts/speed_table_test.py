@@ -49,11 +49,11 @@ class SpeedTableTest(unittest.TestCase):
         rows = self.rows(result(**{"rwkv-x": {"decode": [30.0]}}))
         self.assertEqual(rows[2], ["bf16", "decode 64; RWKV-X, 4 sparse blocks, at 8192", "45.0", "30.0", "0.67", ""])
 
-    def test_keys_in_int8_have_a_row_of_their_own(self):
-        rows = self.rows(result(**{"rwkv-x": {"decode": [30.0]}, "rwkv-x int8": {"decode": [45.0]}}))
+    def test_keys_in_bf16_have_a_row_of_their_own(self):
+        rows = self.rows(result(**{"rwkv-x": {"decode": [30.0]}, "rwkv-x bf16": {"decode": [45.0]}}))
         self.assertEqual([row[1:5] for row in rows[2:]],
                          [["decode 64; RWKV-X, 4 sparse blocks, at 8192", "45.0", "30.0", "0.67"],
-                          ["decode 64; RWKV-X, 4 sparse blocks, at 8192, keys in int8", "45.0", "45.0", "1.00"]])
+                          ["decode 64; RWKV-X, 4 sparse blocks, at 8192, keys in bf16", "45.0", "45.0", "1.00"]])
 
     def test_shares_of_what_the_machine_reads(self):
         row = speed_table.machine_row("bf16", speed_table.medians(measured()), 123_400_000)

@@ -108,7 +108,8 @@ bool Linear::few(const LinearCall& call) const {
   return rows <= (tiles || call.w->weight.dtype() == DType::f32 ? 8 : 32);
 }
 
-/// Up to 8 rows are as fast by vectors, which give a row the same sums alone and among others.
+/// Up to kFewRows rows by vectors, which give a row the same sums alone and among others; one alone is slower
+/// by tiles.
 bool Linear::by_tiles(const LinearCall& call) const {
   const int64_t rows = call.x.dim(0);
   return unit_ != nullptr && rows > kFewRows && rows <= kMostFewRows && call.x.dtype() == DType::bf16 &&
