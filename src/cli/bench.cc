@@ -18,7 +18,7 @@ struct BenchOptions {
   bool long_context = false, json = false;
   std::string lengths = "1k..128k";
   int64_t decode = 128, context = 0;
-  int64_t prefill = 0;  // 0: as many as there are to read
+  int64_t prefill = 0;  // 0: not said
   std::vector<std::string> states;
   int64_t rounds = 5, batch = 1;
 };
@@ -61,12 +61,11 @@ nlohmann::ordered_json to_json(const LongSpeed& s, const ModelConfig& config, co
 }
 
 void run(const BenchOptions& o) {
-  const std::vector<int64_t> lengths = o.long_context ? parse_lengths(o.lengths)
-                                                      : std::vector<int64_t>{o.context > 0   ? o.context
-                                                                             : o.prefill > 0 ? o.prefill
-                                                                                             : kPrefill};
-  // Without --context a second reading of the same length is cheap; a long one is timed once.
-  const int64_t prefill = o.prefill > 0 || o.long_context || o.context > 0 ? o.prefill : kPrefill;
+  // Reading up to a context says how fast it is read, unless something else is asked for.
+  const bool reads_up = o.long_context || (o.context > 0 && o.states.empty());
+  const int64_t prefill = o.prefill > 0 || reads_up ? o.prefill : kPrefill;
+  const std::vector<int64_t> lengths =
+      o.long_context ? parse_lengths(o.lengths) : std::vector<int64_t>{o.context > 0 ? o.context : prefill};
   const auto model = load_model(o.run.model_options());
   std::vector<Session> states;
   for (const std::string& path : o.states) states.emplace_back(model).load(path);
@@ -121,8 +120,8 @@ void run(const BenchOptions& o) {
       measure_long_speed(model, lengths, {o.decode, o.batch, prefill}, show, bar.callback());
     } else {
       ProgressBar turns("measure", "turns");
-      const std::vector<LongSpeed> speeds = measure_in_turn(
-          model, states, {o.prefill > 0 ? o.prefill : kPrefill, o.decode, o.rounds}, turns.callback());
+      const std::vector<LongSpeed> speeds =
+          measure_in_turn(model, states, {prefill, o.decode, o.rounds}, turns.callback());
       turns.clear();
       for (const LongSpeed& speed : speeds) show(speed);
     }
@@ -140,10 +139,6 @@ void run(const BenchOptions& o) {
   }
   if (stopped) throw Interrupted{};
 }
-
-}  // namespace
-
-namespace {
 
 CLI::Option* add_count(CLI::App& command, const std::string& flag, const std::string& help, int64_t& to) {
   return command.add_option_function<std::string>(

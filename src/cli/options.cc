@@ -80,8 +80,7 @@ void add_kv_options(CLI::App& app, RunOptions& options) {
            options.kv.dtype = text == "f32" ? DType::f32 : text == "bf16" ? DType::bf16 : DType::i8;
          },
          "Type of stored keys and values: f32, bf16 or int8 (default: int8 with quantised weights on the "
-         "cpu, "
-         "else --precision's)")
+         "cpu, else --precision's)")
       ->check(CLI::IsMember({"f32", "bf16", "int8"}));
   app.add_option_function<std::string>(
          "--select",

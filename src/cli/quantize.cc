@@ -40,18 +40,20 @@ std::vector<QuantisePlan::Override> overrides_of(const QuantizeOptions& o) {
 }
 
 /// A pattern that fits nothing is a mistake that would show in the file's size only.
-void check_overrides(const QuantizeOptions& o, const ModelConfig& config) {
-  const auto check = [&](const char* option, const std::string& text, const std::string& pattern) {
-    for (const TensorSpec& spec : tensor_list(config)) {
-      if (is_matrix(spec.role) && fits_name(pattern, spec.name)) return;
-    }
+void check_overrides(const QuantisePlan& plan, const ModelConfig& config, const std::string& model) {
+  const std::vector<TensorSpec> specs = tensor_list(config);
+  for (const auto& [pattern, type] : plan.overrides) {
+    const auto fits = [&](const TensorSpec& spec) {
+      return is_matrix(spec.role) && fits_name(pattern, spec.name);
+    };
+    if (std::any_of(specs.begin(), specs.end(), fits)) continue;
     throw UsageError(
-        fmt::format("{} {}: {} has no matrix of such a name; names are like "
+        fmt::format("{}: {} has no matrix of such a name; names are like "
                     "blocks.0.att.key.weight, moba.0.ffn.value.weight and head.weight",
-                    option, printable(text), o.write.run.model));
-  };
-  for (const std::string& pattern : o.keep) check("--keep", pattern, pattern);
-  for (const std::string& text : o.set) check("--set", text, text.substr(0, text.rfind('=')));
+                    type ? fmt::format("--set {}={}", printable(pattern), name(*type))
+                         : fmt::format("--keep {}", printable(pattern)),
+                    model));
+  }
 }
 
 using Texts = std::vector<std::vector<TokenId>>;
@@ -122,7 +124,7 @@ void run(const QuantizeOptions& o) {
       throw UsageError(fmt::format("--report {}: there is no such file", file));
   }
   const auto checkpoint = open_checkpoint(o.write.run.model, o.write.run.checkpoint_options());
-  check_overrides(o, checkpoint->config);
+  check_overrides(plan, checkpoint->config, o.write.run.model);
   const Texts texts = read_texts(o, *checkpoint);
   write_model(*checkpoint, o.write, "quantize",
               [plan](const TensorSpec& spec, DType found) { return plan.type_of(spec, found); });

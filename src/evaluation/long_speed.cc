@@ -86,12 +86,13 @@ void decode_together(const Model& model, std::span<const Session> sessions, int6
   }
 }
 
-/// Seconds for reading `tokens` from an empty state: once to warm up, then the median of three times.
-double warm_prefill_seconds(const std::shared_ptr<const Model>& model, int64_t tokens, RandomTokens& random,
+/// Seconds for reading `tokens` from an empty state: once to warm up, then the median of three times. The
+/// session is behind them then.
+double warm_prefill_seconds(Session& session, int64_t tokens, RandomTokens& random,
                             const Progress& progress) {
   std::vector<double> seconds;
   for (int i = 0; i < 4; ++i) {
-    Session session(model);
+    session.reset();
     session.append(random.many(tokens));
     const auto start = Clock::now();
     session.logits(progress);
@@ -120,17 +121,19 @@ void measure_long_speed(std::shared_ptr<const Model> model, std::span<const int6
                         const LongOptions& options, const std::function<void(const LongSpeed&)>& done,
                         const Progress& progress) {
   RandomTokens random(model->config());
-  const double prefill_seconds =
-      options.prefill > 0 ? warm_prefill_seconds(model, options.prefill, random, progress) : 0;
   std::vector<Session> sessions;
   for (int64_t i = 0; i < options.batch; ++i) sessions.emplace_back(model);
   Session& session = sessions.front();
+  const double prefill_seconds =
+      options.prefill > 0 ? warm_prefill_seconds(session, options.prefill, random, progress) : 0;
+  if (session.length() > lengths.front()) session.reset();
   const auto all = static_cast<uint64_t>(lengths.back() * options.batch);
   for (size_t i = 0; i < lengths.size(); ++i) {
     const int64_t length = lengths[i];
     LongSpeed speed;
     speed.context = length;
-    auto before = static_cast<uint64_t>(session.length() * options.batch);
+    uint64_t before = 0;
+    for (const Session& reading : sessions) before += static_cast<uint64_t>(reading.length());
     for (Session& reading : sessions) {
       const int64_t tokens = length - reading.length();
       reading.append(random.many(tokens));

@@ -163,8 +163,7 @@ void Model::head(const Pass& pass) const {
   const Weights& w = weights_.weights();
   View last = x;
   if (which == LogitsOf::last && batch.sequences() < batch.rows()) {
-    PassMemory memory;
-    std::pmr::vector<int64_t> rows(memory.resource());
+    std::vector<int64_t> rows;
     for (size_t s = 1; s < batch.offsets.size(); ++s) rows.push_back(batch.offsets[s] - 1);
     last = arena.take(ops_->real(), {batch.sequences(), config().channels});
     ops_->gather_rows(x, rows, last);

@@ -43,8 +43,7 @@ bool is_sparse(const ConstView& row, DType weight) {
          sparse_share(weight) * static_cast<double>(row.elements());
 }
 
-/// Rows that tiles multiply with weights as the file holds them, 16 at a time: with more it pays to bring the
-/// weights into the order of tiles first.
+/// Rows for which weights are at most read as they lie, and not brought into another order first.
 constexpr int64_t kMostFewRows = 32;
 /// Rows whose inputs as bytes stay in a core's cache while it goes through weights.
 constexpr int64_t kCachedRows = 128;
@@ -103,16 +102,16 @@ Matrix Linear::prepare(ConstView weight, bool sparse_input) {
 bool Linear::few(const LinearCall& call) const {
   const int64_t rows = call.x.dim(0);
   const bool tiles = tiles_ && TileRows::can(call);
-  if (by_bytes(call)) return rows <= 32 || !tiles;
+  if (by_bytes(call)) return rows <= kMostFewRows || !tiles;
   if (by_tiles(call)) return true;
-  return rows <= (tiles || call.w->weight.dtype() == DType::f32 ? 8 : 32);
+  return rows <= (tiles || call.w->weight.dtype() == DType::f32 ? kFewRows : kMostFewRows);
 }
 
 /// Up to kFewRows rows by vectors, which give a row the same sums alone and among others; one alone is slower
 /// by tiles.
 bool Linear::by_tiles(const LinearCall& call) const {
   const int64_t rows = call.x.dim(0);
-  return unit_ != nullptr && rows > kFewRows && rows <= kMostFewRows && call.x.dtype() == DType::bf16 &&
+  return tiles_ && rows > kFewRows && rows <= kMostFewRows && call.x.dtype() == DType::bf16 &&
          call.w->weight.dtype() == DType::bf16 && call.w->in() % kTileDepth == 0 &&
          call.w->out() % kTileRows == 0;
 }
@@ -248,12 +247,12 @@ void Linear::run_tiles(const LinearCall& call, const float* x, int64_t first, in
   alignas(64) float columns[kOutBlock * kTileRows], sums[kFewRows * kOutBlock];
   for (int64_t begin = 0; begin < all; begin += kTileRows) {
     const int64_t rows = std::min(kTileRows, all - begin);
-    unit_->few_rows({.weights = call.w->weight.as<BFloat16>() + first * in,
-                     .weight_tiles = outs / kTileRows,
-                     .x = reinterpret_cast<const BFloat16*>(x + begin * in / 2),
-                     .rows = rows,
-                     .steps = in / kTileDepth,
-                     .sums = columns});
+    tiles_->unit().few_rows({.weights = call.w->weight.as<BFloat16>() + first * in,
+                             .weight_tiles = outs / kTileRows,
+                             .x = reinterpret_cast<const BFloat16*>(x + begin * in / 2),
+                             .rows = rows,
+                             .steps = in / kTileDepth,
+                             .sums = columns});
     for (int64_t row = 0; row < rows; row += kFewRows) {
       const int64_t some = std::min(kFewRows, rows - row);
       for (int64_t r = 0; r < some; ++r) {

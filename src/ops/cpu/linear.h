@@ -23,7 +23,6 @@ class Linear {
       : pool_(pool),
         bytes_(bytes),
         bf16_dot_(has_bf16_dot()),
-        unit_(tiles),
         many_rows_(pool),
         blocks_(static_cast<size_t>(pool.threads())) {
     if (tiles != nullptr) tiles_.emplace(pool, *tiles);
@@ -56,7 +55,6 @@ class Linear {
 
   ThreadPool& pool_;
   bool bytes_, bf16_dot_;
-  const TileUnit* unit_;
   ManyRows many_rows_;
   std::optional<TileRows> tiles_;
   Scratch inputs_;

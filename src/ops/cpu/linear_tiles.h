@@ -22,6 +22,7 @@ class TileRows {
     const PackedBlocks* blocks;  ///< of quantised weights
   };
   TileRows(ThreadPool& pool, const TileUnit& unit);
+  const TileUnit& unit() const { return unit_; }
   /// x is bf16, weights are bf16, f16 or quantised.
   static bool can(const LinearCall& call);
   /// Whether run() takes it.
