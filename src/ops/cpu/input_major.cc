@@ -19,11 +19,12 @@ using rwkvx::to_float;
 bool is_zero(float x) { return std::bit_cast<uint32_t>(x) << 1 == 0; }
 bool is_zero(BFloat16 x) { return (x.bits & 0x7fff) == 0; }
 
-// Inputs turned at a time: both sides stay in the first cache.
+// Inputs and outputs turned at a time, in memory of a thread's own: those of one input lie so far apart in
+// the whole that they would fall into the same few places of a cache.
 constexpr int64_t kSquare = 64;
-constexpr int64_t kQuantisedSquare = kSuperBlock;  // whole blocks
+constexpr int64_t kQuantisedSquare = kSuperBlock;  // inputs: whole blocks
 
-/// Where output o of a tile lies.
+/// Where output o of a square lies.
 template <typename T>
 int64_t place(int64_t o) {
   if constexpr (!std::is_same_v<T, BFloat16>) return o;
@@ -32,15 +33,18 @@ int64_t place(int64_t o) {
   return o - i + 2 * (i % kHalf) + i / kHalf;
 }
 
-/// Inputs first … first + kSquare of tile t.
+/// Inputs i … and outputs o …, a square each or what is left of the inputs.
 template <typename T>
-void turn(const ConstView& weight, const InputMajor& to, int64_t t, int64_t first, std::byte* tile) {
-  const int64_t width = to.width(t), last = std::min(to.in, first + kSquare);
-  for (int64_t o = 0; o < width; ++o) {
-    const T* row = weight.as<T>() + (t * to.tile + o) * to.in;
-    T* column = reinterpret_cast<T*>(tile) + place<T>(o);
-    for (int64_t i = first; i < last; ++i) column[i * width] = row[i];
+void turn(const ConstView& weight, InputMajor& to, int64_t i, int64_t o) {
+  T square[kSquare * kSquare];
+  const int64_t inputs = std::min(kSquare, to.in - i);
+  for (int64_t n = 0; n < kSquare; ++n) {
+    const T* row = weight.as<T>() + (o + n) * to.in + i;
+    for (int64_t k = 0; k < inputs; ++k) square[k * kSquare + place<T>(n)] = row[k];
   }
+  T* columns = static_cast<T*>(to.memory.view().data()) + i * to.out + o;
+  for (int64_t k = 0; k < inputs; ++k)
+    std::memcpy(columns + k * to.out, square + k * kSquare, sizeof(T) * kSquare);
 }
 
 /// q as BlockLayout stores it, of element k of a block.
@@ -55,7 +59,7 @@ int stored(const BlockQ6_K& b, int64_t k) {
   return (low | (b.high[32 * half + i] >> 2 * j & 3) << 4) - 32;
 }
 
-/// Output o of a tile: its weight of one input, which begins at `to`. Memory was zero.
+/// Output o of a square: its weight of one input, which begins at `to`. Memory was zero.
 template <bool kNibbles>
 void put(int q, int64_t o, std::byte* to) {
   if constexpr (kNibbles) {
@@ -66,62 +70,78 @@ void put(int q, int64_t o, std::byte* to) {
   }
 }
 
-/// Scales and minima of a block's parts, at output o.
+/// Scales and minima of a block's parts, at output o of a square.
 template <typename Block>
-void put_scales(const Block& from, const BlockLayout& layout, int64_t width, int64_t o, std::byte* block) {
+void put_scales(const Block& from, const BlockLayout& layout, int64_t o, std::byte* block) {
   for (int p = 0; p < layout.parts(); ++p) {
-    std::byte* scales = block + p * layout.whole_part(width) + layout.part * layout.input(width) + o;
+    std::byte* scales = block + p * layout.whole_part(kSquare) + layout.part * layout.input(kSquare) + o;
     if constexpr (requires { from.d_min; }) {
       scales[0] = static_cast<std::byte>(from.scales.sub_scale(p));
-      scales[width] = static_cast<std::byte>(from.scales.sub_min(p));
+      scales[kSquare] = static_cast<std::byte>(from.scales.sub_min(p));
     } else if constexpr (requires { from.scales; }) {
       scales[0] = static_cast<std::byte>(from.scales[p]);
     }
   }
-  std::byte* last = block + layout.parts() * layout.whole_part(width) + 2 * o;
+  std::byte* last = block + layout.parts() * layout.whole_part(kSquare) + 2 * o;
   std::memcpy(last, &from.d, 2);
-  if constexpr (requires { from.d_min; }) std::memcpy(last + 2 * width, &from.d_min, 2);
+  if constexpr (requires { from.d_min; }) std::memcpy(last + 2 * kSquare, &from.d_min, 2);
 }
 
-/// The same for kQuantisedSquare inputs.
-template <DType kType, typename Block>
-void turn_blocks(const ConstView& weight, const InputMajor& to, int64_t t, int64_t first, std::byte* tile) {
-  constexpr BlockLayout kLayout = block_layout(kType);
-  const int64_t width = to.width(t), blocks = to.in / kLayout.block;
-  const int64_t begin = first / kLayout.block;
-  const int64_t end = std::min(to.in, first + kQuantisedSquare) / kLayout.block;
-  const auto* from = static_cast<const Block*>(weight.data());
-  for (int64_t o = 0; o < width; ++o) {
-    const Block* row = from + (t * to.tile + o) * blocks;
-    for (int64_t b = begin; b < end; ++b) {
-      std::byte* block = tile + b * kLayout.whole_block(width);
-      for (int64_t k = 0; k < kLayout.block; ++k) {
-        std::byte* part = block + k / kLayout.part * kLayout.whole_part(width);
-        put<kLayout.nibbles>(stored(row[b], k), o, part + k % kLayout.part * kLayout.input(width));
-      }
-      put_scales(row[b], kLayout, width, o, block);
+/// A block of a square's outputs to where they belong, from output o of `width` on: the same lines, only
+/// longer.
+void copy_block(const std::byte* square, const BlockLayout& layout, int64_t width, int64_t o, std::byte* to) {
+  const auto copy_lines = [&](int64_t lines, auto bytes_of) {
+    for (int64_t i = 0; i < lines; ++i, square += bytes_of(kSquare), to += bytes_of(width)) {
+      std::memcpy(to + bytes_of(o), square, static_cast<size_t>(bytes_of(kSquare)));
     }
+  };
+  for (int64_t p = 0; p < layout.parts(); ++p) {
+    copy_lines(layout.part, [&](int64_t outs) { return layout.input(outs); });
+    copy_lines(layout.scales + layout.minima, [](int64_t outs) { return outs; });
+  }
+  copy_lines(layout.minima ? 2 : 1, [](int64_t outs) { return 2 * outs; });
+}
+
+/// The same as turn(), for kQuantisedSquare inputs.
+template <DType kType, typename Block>
+void turn_blocks(const ConstView& weight, InputMajor& to, int64_t i, int64_t o) {
+  constexpr BlockLayout kLayout = block_layout(kType);
+  const int64_t row_blocks = to.in / kLayout.block;
+  const int64_t end = std::min(to.in, i + kQuantisedSquare) / kLayout.block;
+  const auto* from = static_cast<const Block*>(weight.data());
+  auto* memory = static_cast<std::byte*>(to.memory.view().data());
+  for (int64_t b = i / kLayout.block; b < end; ++b) {
+    std::byte square[kLayout.whole_block(kSquare)] = {};
+    for (int64_t n = 0; n < kSquare; ++n) {
+      const Block& block = from[(o + n) * row_blocks + b];
+      for (int64_t k = 0; k < kLayout.block; ++k) {
+        std::byte* part = square + k / kLayout.part * kLayout.whole_part(kSquare);
+        put<kLayout.nibbles>(stored(block, k), n, part + k % kLayout.part * kLayout.input(kSquare));
+      }
+      put_scales(block, kLayout, n, square);
+    }
+    copy_block(square, kLayout, to.out, o, memory + b * kLayout.whole_block(to.out));
   }
 }
 
-void turn_any(const ConstView& weight, const InputMajor& to, int64_t t, int64_t first, std::byte* tile) {
+void turn_any(const ConstView& weight, InputMajor& to, int64_t i, int64_t o) {
   switch (to.type) {
     case DType::f32:
-      return turn<float>(weight, to, t, first, tile);
+      return turn<float>(weight, to, i, o);
     case DType::bf16:
-      return turn<BFloat16>(weight, to, t, first, tile);
+      return turn<BFloat16>(weight, to, i, o);
     case DType::f16:
-      return turn<Float16>(weight, to, t, first, tile);
+      return turn<Float16>(weight, to, i, o);
     case DType::q4_0:
-      return turn_blocks<DType::q4_0, BlockQ4_0>(weight, to, t, first, tile);
+      return turn_blocks<DType::q4_0, BlockQ4_0>(weight, to, i, o);
     case DType::q4_k:
-      return turn_blocks<DType::q4_k, BlockQ4_K>(weight, to, t, first, tile);
+      return turn_blocks<DType::q4_k, BlockQ4_K>(weight, to, i, o);
     case DType::q5_k:
-      return turn_blocks<DType::q5_k, BlockQ5_K>(weight, to, t, first, tile);
+      return turn_blocks<DType::q5_k, BlockQ5_K>(weight, to, i, o);
     case DType::q6_k:
-      return turn_blocks<DType::q6_k, BlockQ6_K>(weight, to, t, first, tile);
+      return turn_blocks<DType::q6_k, BlockQ6_K>(weight, to, i, o);
     default:
-      return turn_blocks<DType::q8_0, BlockQ8_0>(weight, to, t, first, tile);
+      return turn_blocks<DType::q8_0, BlockQ8_0>(weight, to, i, o);
   }
 }
 
@@ -153,7 +173,7 @@ int64_t list_non_zero(const T* from, int64_t rows, const NonZero& to, int64_t in
 bool can_be_input_major(const ConstView& weight) {
   const DType type = weight.dtype();
   const bool known = type == DType::f32 || type == DType::bf16 || type == DType::f16 || is_computable(type);
-  return known && weight.dim(0) % 64 == 0;
+  return known && weight.dim(0) % kSquare == 0;
 }
 
 InputMajor input_major(const ConstView& weight, ThreadPool& pool) {
@@ -162,18 +182,22 @@ InputMajor input_major(const ConstView& weight, ThreadPool& pool) {
   to.type = weight.dtype();
   to.out = weight.dim(0);
   to.in = weight.dim(1);
-  // Wide, or hardware that fetches ahead would read what is skipped; enough of them for all threads.
-  const int64_t share = (to.out / pool.threads() + 63) / 64 * 64;
-  to.tile = std::min(std::clamp<int64_t>(share, 128, kMostTile), to.out);
-  to.memory = Buffer(DType::u8, {to.bytes(to.out)}, slab_allocator());
-  auto* memory = static_cast<std::byte*>(to.memory.view().data());
+  int64_t bytes = bytes_of(to.type, to.in * to.out);
+  if (is_quantised(to.type)) {
+    const BlockLayout layout = block_layout(to.type);
+    bytes = to.in / layout.block * layout.whole_block(to.out);
+  }
+  to.memory = Buffer(DType::u8, {bytes}, slab_allocator());
   const int64_t step = is_quantised(to.type) ? kQuantisedSquare : kSquare;
-  const int64_t parts = (to.in + step - 1) / step;
-  pool.run(to.tiles() * parts, [&](int64_t task, int) {
-    const int64_t t = task / parts;
-    turn_any(weight, to, t, task % parts * step, memory + to.bytes(t * to.tile));
-  });
+  const int64_t squares = to.out / kSquare;
+  pool.run((to.in + step - 1) / step * squares,
+           [&](int64_t task, int) { turn_any(weight, to, task / squares * step, task % squares * kSquare); });
   return to;
+}
+
+int64_t segment_begin(const InputMajor& w, int64_t segment) {
+  const int64_t block = is_quantised(w.type) ? block_layout(w.type).block : 1;
+  return w.in / block * segment / kSegments * block;
 }
 
 int64_t count_non_zero(const ConstView& row) {
@@ -185,14 +209,16 @@ int64_t count_non_zero(const ConstView& row) {
   });
 }
 
+int64_t non_zero_rows(int64_t rows) {
+  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(rows)));
+}
+
 int64_t non_zero_elements(int64_t rows, int64_t in) {
-  const auto padded = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(rows)));
-  return (in * (padded + 1) + kPadding - 1) / kPadding * kPadding;
+  return (in * (non_zero_rows(rows) + 1) + kPadding - 1) / kPadding * kPadding;
 }
 
 NonZero find_non_zero(const ConstView& x, float* memory) {
-  const int64_t rows = x.dim(0), in = x.dim(1);
-  const auto padded = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(rows)));
+  const int64_t rows = x.dim(0), in = x.dim(1), padded = non_zero_rows(rows);
   NonZero found{padded, 0, reinterpret_cast<int32_t*>(memory + padded * in), memory};
   if (rows < padded) std::fill_n(found.values, padded * in, 0.0f);
   found.count = with_values(x, [&](const auto* from) {

@@ -77,14 +77,13 @@ void pair_rows(const ConstView& x, float* to) {
   }
 }
 
-void run_tile(const LinearCall& call, const InputMajor& w, const NonZero& x, int64_t tile) {
-  alignas(64) float sums[kFewRows * kMostTile];
-  sum_inputs(w, tile, x, sums);
-  for (int64_t r = 0; r < call.x.dim(0); ++r) {
-    for (int64_t o = 0; o < w.width(tile); o += kOutBlock) {
-      finish_few_rows(call, r, 1, tile * w.tile + o, kOutBlock, sums + r * kMostTile + o);
-    }
-  }
+/// Outputs of a task of sparse inputs: their sums shall stay in the first cache, and each thread shall get
+/// some tasks.
+int64_t part_outs(const InputMajor& w, int64_t rows, int threads) {
+  constexpr int64_t kSums = 4096, kLeast = 128;
+  const int64_t tasks = 2 * threads, parts = (tasks + kSegments - 1) / kSegments;
+  const int64_t outs = std::max(kLeast, std::min(kSums / rows, w.out / parts));
+  return std::min(outs / kOutBlock * kOutBlock, w.out);
 }
 
 }  // namespace
@@ -124,8 +123,12 @@ bool Linear::by_bf16_dot(const LinearCall& call) const {
 int64_t Linear::input_elements(const LinearCall& call) const {
   const int64_t rows = call.x.dim(0);
   // Rows may be listed together, or one at a time beside others that are not.
-  const int64_t listed =
-      by_inputs(call) ? rows * non_zero_elements(1, call.w->in()) + non_zero_elements(rows, call.w->in()) : 0;
+  int64_t listed = 0;
+  if (by_inputs(call)) {
+    const int64_t in = call.w->in(), all = non_zero_rows(rows);
+    listed = rows * non_zero_elements(1, in) + non_zero_elements(all, in) +
+             (rows + all) * kSegments * call.w->out();
+  }
   // Each one's memory is padded.
   if (by_bytes(call)) return listed + rows * quantised_elements(rows_of(call, 0, 1));
   if (by_tiles(call)) return listed + rows * padded(call) / 2;
@@ -139,9 +142,14 @@ void Linear::add_few(const LinearCall& call, float*& memory) {
     int64_t sparse = 0;
     for (int64_t r = 0; r < rows; ++r) sparse += is_sparse(call.x.rows(r, 1), w->type);
     if (sparse == rows) {
-      FewRows& few = few_.emplace_back(FewRows{call, memory, w->tiles(), w});
+      FewRows few{call, memory, 0, w};
       few.non_zero = find_non_zero(call.x, memory);
-      memory += non_zero_elements(rows, in);
+      memory += non_zero_elements(few.non_zero.rows, in);
+      few.sums = memory;
+      memory += kSegments * few.non_zero.rows * w->out;
+      few.part_outs = part_outs(*w, few.non_zero.rows, pool_.threads());
+      few.tasks = kSegments * ((w->out + few.part_outs - 1) / few.part_outs);
+      few_.push_back(few);
       return;
     }
     if (sparse > 0) {
@@ -232,14 +240,43 @@ void Linear::run_few(std::span<const LinearCall> calls) {
   const auto run_task = [&](int64_t task, int thread) {
     for (const FewRows& one : few_) {
       if (task < one.tasks) {
-        if (one.tiles) return run_tile(one.call, *one.tiles, one.non_zero, task);
+        if (one.inputs) return run_part(one, task);
         return run_block(one.call, one.x, task * kOutBlock, thread);
       }
       task -= one.tasks;
     }
   };
-  if (weight_bytes >= kWorthThreads) return pool_.run_stretches(tasks, run_task);
-  for (int64_t task = 0; task < tasks; ++task) run_task(task, 0);
+  if (weight_bytes >= kWorthThreads) {
+    pool_.run_stretches(tasks, run_task);
+  } else {
+    for (int64_t task = 0; task < tasks; ++task) run_task(task, 0);
+  }
+  for (const FewRows& one : few_) {
+    if (one.inputs) finish_parts(one);
+  }
+}
+
+/// Segment by segment.
+void Linear::run_part(const FewRows& product, int64_t task) {
+  const InputMajor& w = *product.inputs;
+  const int64_t parts = product.tasks / kSegments, first = task % parts * product.part_outs;
+  const SparsePart part{task / parts, first, std::min(product.part_outs, w.out - first)};
+  sum_inputs(w, product.non_zero, part, product.sums + part.segment * product.non_zero.rows * w.out);
+}
+
+void Linear::finish_parts(const FewRows& product) {
+  const int64_t rows = product.call.x.dim(0), out = product.inputs->out;
+  const int64_t stride = product.non_zero.rows * out;
+  constexpr int64_t kWorthAThread = 1 << 14;  // sums
+  pool_.run_ranges(out / kOutBlock, kWorthAThread / kOutBlock / rows, [&](int64_t begin, int64_t end) {
+    alignas(64) float sums[kOutBlock];
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t o = begin * kOutBlock; o < end * kOutBlock; o += kOutBlock) {
+        add_segments(product.sums + r * out + o, stride, kOutBlock, sums);
+        finish_few_rows(product.call, r, 1, o, kOutBlock, sums);
+      }
+    }
+  });
 }
 
 void Linear::run_tiles(const LinearCall& call, const float* x, int64_t first, int64_t outs) {

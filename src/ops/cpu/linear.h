@@ -38,14 +38,18 @@ class Linear {
   /// A product of few rows.
   struct FewRows {
     LinearCall call;
-    float* x;                           ///< in the form that the kernel wants; bf16 products take it as it is
-    int64_t tasks;                      ///< blocks of outputs, or tiles
-    const InputMajor* tiles = nullptr;  ///< only the weights of non_zero are read
+    float* x;       ///< in the form that the kernel wants; bf16 products take it as it is
+    int64_t tasks;  ///< blocks of outputs, or parts of segments
+    const InputMajor* inputs = nullptr;  ///< only the weights of non_zero are read
     NonZero non_zero{};
+    int64_t part_outs = 0;  ///< of a part
+    float* sums = nullptr;  ///< of the segments [kSegments, non_zero.rows, out]
   };
   void run_few(std::span<const LinearCall> calls);
   void add_few(const LinearCall& call, float*& memory);
   void add_bytes(const LinearCall& call, InputBlock* x);
+  static void run_part(const FewRows& product, int64_t task);
+  void finish_parts(const FewRows& product);
   void run_tiles(const LinearCall& call, const float* x, int64_t first, int64_t outs);
   void run_block(const LinearCall& call, const float* x, int64_t first, int thread);
   bool few(const LinearCall& call) const;

@@ -6,7 +6,6 @@
 // After foreach_target.h.
 #include <algorithm>
 
-#include "hwy/cache_control.h"
 #include "ops/cpu/linear_decode.h"
 #include "ops/cpu/linear_sparse.h"
 #include "ops/cpu/simd-inl.h"
@@ -15,6 +14,7 @@ HWY_BEFORE_NAMESPACE();
 namespace rwkvx::cpu::HWY_NAMESPACE {
 
 constexpr int64_t kStep = kPairedOutputs;
+constexpr int64_t kLine = 64;  // bytes
 
 /// Two vectors of weights of one input: of outputs i … and 16 + i … of a step, i = 0, kLanes, … below 16.
 HWY_INLINE void load_pair(const float* step, int64_t i, V& low, V& high) {
@@ -33,18 +33,21 @@ HWY_INLINE void load_pair(const BFloat16* step, int64_t i, V& low, V& high) {
   high = hn::BitCast(F(), hn::And(pairs, hn::Set(u32, 0xffff0000u)));
 }
 
-/// sums += weights of kInputs inputs · values [kInputs, kRows], one after another: zeros change nothing.
+/// sums [kRows, stride] += weights of kInputs inputs, which begin at `rows`, · values [kInputs, kRows], one
+/// after another: zeros change nothing. Meanwhile the weights at `next` are fetched, those of all these
+/// inputs side by side.
 template <int kRows, int kInputs, typename T>
-HWY_INLINE void add_inputs(const T* weight, int64_t width, const int32_t* indices, const float* values,
-                           float* sums) {
-  const T* row[kInputs];
-  RWKVX_UNROLL for (int k = 0; k < kInputs; ++k) row[k] = weight + indices[k] * width;
-  for (int64_t o = 0; o < width; o += kStep) {
+HWY_INLINE void add_inputs(const T* const* rows, const T* const* next, const float* values, int64_t outs,
+                           int64_t stride, float* sums) {
+  for (int64_t o = 0; o < outs; o += kStep) {
+    RWKVX_UNROLL for (int k = 0; k < kInputs; ++k) {
+      for (int64_t i = 0; i < kStep; i += kLine / sizeof(T)) prefetch(next[k] + o + i);
+    }
     RWKVX_UNROLL for (int64_t i = 0; i < 16; i += kLanes) {
       V low[kInputs], high[kInputs];
-      RWKVX_UNROLL for (int k = 0; k < kInputs; ++k) load_pair(row[k] + o, i, low[k], high[k]);
+      RWKVX_UNROLL for (int k = 0; k < kInputs; ++k) load_pair(rows[k] + o, i, low[k], high[k]);
       RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-        float* to = sums + r * kMostTile + o + i;
+        float* to = sums + r * stride + o + i;
         V low_sum = load(to), high_sum = load(to + 16);
         RWKVX_UNROLL for (int k = 0; k < kInputs; ++k) {
           const V x = set(values[k * kRows + r]);
@@ -58,51 +61,63 @@ HWY_INLINE void add_inputs(const T* weight, int64_t width, const int32_t* indice
   }
 }
 
-HWY_INLINE void fetch(const void* from, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) hwy::Prefetch(static_cast<const std::byte*>(from) + at);
-}
-
 template <typename T, int kRows>
-HWY_INLINE void sum_tile(const InputMajor& w, int64_t t, const NonZero& x, float* sums) {
+HWY_INLINE void add_part(const InputMajor& w, const NonZero& x, const ListedPart& part, float* sums) {
   constexpr int64_t kInputs = 4;
-  const int64_t width = w.width(t), bytes = width * static_cast<int64_t>(sizeof(T));
-  const T* weight = reinterpret_cast<const T*>(w.at(t));
-  const int64_t ahead = std::max(kInputs, kFirstCacheAhead / bytes);
-  int64_t n = 0;
-  for (; n + kInputs <= x.count; n += kInputs) {
-    for (int64_t next = n + ahead; next < std::min(n + ahead + kInputs, x.count); ++next) {
-      fetch(weight + x.indices[next] * width, bytes);
+  const T* weight = reinterpret_cast<const T*>(w.data()) + part.first;
+  // Whole steps of inputs. Behind the list's end its last input is fetched once more, for nothing.
+  const int64_t bytes = kInputs * part.outs * static_cast<int64_t>(sizeof(T));
+  const int64_t ahead = kInputs * ((kFirstCacheAhead + bytes - 1) / bytes);
+  const auto input = [&](int64_t n) { return weight + x.indices[std::min(n, x.count - 1)] * w.out; };
+  for (int64_t n = part.begin; n < std::min(part.begin + ahead, part.end); ++n) {
+    for (int64_t o = 0; o < part.outs; o += kLine / sizeof(T)) prefetch(input(n) + o);
+  }
+  const T *rows[kInputs], *next[kInputs];
+  int64_t n = part.begin;
+  for (; n + kInputs <= part.end; n += kInputs) {
+    for (int64_t k = 0; k < kInputs; ++k) {
+      rows[k] = input(n + k);
+      next[k] = input(n + ahead + k);
     }
-    add_inputs<kRows, kInputs>(weight, width, x.indices + n, x.values + n * kRows, sums);
+    add_inputs<kRows, kInputs>(rows, next, x.values + n * kRows, part.outs, w.out, sums);
   }
-  for (; n < x.count; ++n) {
-    add_inputs<kRows, 1>(weight, width, x.indices + n, x.values + n * kRows, sums);
-  }
-}
-
-template <int kRows>
-HWY_INLINE void sum_rows(const InputMajor& w, int64_t tile, const NonZero& x, float* sums) {
-  for (int64_t r = 0; r < kRows; ++r) std::fill_n(sums + r * kMostTile, w.width(tile), 0.0f);
-  switch (w.type) {
-    case DType::f32:
-      return sum_tile<float, kRows>(w, tile, x, sums);
-    case DType::bf16:
-      return sum_tile<BFloat16, kRows>(w, tile, x, sums);
-    default:
-      return sum_tile<Float16, kRows>(w, tile, x, sums);
+  for (; n < part.end; ++n) {
+    rows[0] = input(n);
+    next[0] = input(n + ahead);
+    add_inputs<kRows, 1>(rows, next, x.values + n * kRows, part.outs, w.out, sums);
   }
 }
 
-void sum_inputs(const InputMajor& w, int64_t tile, const NonZero& x, float* sums) {
+template <typename T>
+HWY_INLINE void add_rows(const InputMajor& w, const NonZero& x, const ListedPart& part, float* sums) {
   switch (x.rows) {
     case 1:
-      return sum_rows<1>(w, tile, x, sums);
+      return add_part<T, 1>(w, x, part, sums);
     case 2:
-      return sum_rows<2>(w, tile, x, sums);
+      return add_part<T, 2>(w, x, part, sums);
     case 4:
-      return sum_rows<4>(w, tile, x, sums);
+      return add_part<T, 4>(w, x, part, sums);
     default:
-      return sum_rows<8>(w, tile, x, sums);
+      return add_part<T, 8>(w, x, part, sums);
+  }
+}
+
+void add_inputs_of_type(const InputMajor& w, const NonZero& x, const ListedPart& part, float* sums) {
+  switch (w.type) {
+    case DType::f32:
+      return add_rows<float>(w, x, part, sums);
+    case DType::bf16:
+      return add_rows<BFloat16>(w, x, part, sums);
+    default:
+      return add_rows<Float16>(w, x, part, sums);
+  }
+}
+
+void add_segments(const float* sums, int64_t stride, int64_t count, float* to) {
+  for (int64_t o = 0; o < count; o += kLanes) {
+    V total = load(sums + o);
+    RWKVX_UNROLL for (int64_t s = 1; s < kSegments; ++s) total = hn::Add(total, load(sums + s * stride + o));
+    store(total, to + o);
   }
 }
 
@@ -112,11 +127,24 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace rwkvx::cpu {
 
-HWY_EXPORT(sum_inputs);
+HWY_EXPORT(add_inputs_of_type);
+HWY_EXPORT(add_segments);
 
-void sum_inputs(const InputMajor& w, int64_t tile, const NonZero& x, float* sums) {
-  if (is_quantised(w.type)) return sum_inputs_quantised(w, tile, x, sums);
-  HWY_DYNAMIC_DISPATCH(sum_inputs)(w, tile, x, sums);
+void sum_inputs(const InputMajor& w, const NonZero& x, const SparsePart& part, float* sums) {
+  float* to = sums + part.first;
+  for (int64_t r = 0; r < x.rows; ++r) std::fill_n(to + r * w.out, part.outs, 0.0f);
+  const auto listed = [&](int64_t segment) {
+    const auto at = std::lower_bound(x.indices, x.indices + x.count, segment_begin(w, segment));
+    return at - x.indices;
+  };
+  const ListedPart inputs{listed(part.segment), listed(part.segment + 1), part.first, part.outs};
+  if (inputs.begin == inputs.end) return;
+  if (is_quantised(w.type)) return add_inputs_quantised(w, x, inputs, to);
+  HWY_DYNAMIC_DISPATCH(add_inputs_of_type)(w, x, inputs, to);
+}
+
+void add_segments(const float* sums, int64_t stride, int64_t count, float* to) {
+  HWY_DYNAMIC_DISPATCH(add_segments)(sums, stride, count, to);
 }
 
 }  // namespace rwkvx::cpu

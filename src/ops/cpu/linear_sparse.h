@@ -11,12 +11,11 @@
 /// zero in all of them are not read. A row's result does not depend on the rows beside it.
 namespace rwkvx::cpu {
 
-inline constexpr int64_t kMostTile = 512;      ///< outputs
 inline constexpr int64_t kPairedOutputs = 32;  ///< among which bf16 weights are paired
 
-/// How a quantised type lies in InputMajor. A tile is blocks of inputs; a block is parts and then d [tile]
-/// and d_min [tile], f16; a part is weights [part][tile], scales [tile] and minima [tile], bytes. Every
-/// weight is d · scale · q − d_min · minimum with the file's numbers; what a type lacks takes no room.
+/// How a quantised type lies in InputMajor: blocks of inputs; a block is parts and then d [out] and
+/// d_min [out], f16; a part is weights [part][out], scales [out] and minima [out], bytes. Every weight is
+/// d · scale · q − d_min · minimum with the file's numbers; what a type lacks takes no room.
 struct BlockLayout {
   int64_t block, part;  ///< inputs
   bool nibbles;         ///< q without a sign, of 64 outputs the (16 j + i)-th in bits 4 j of 16-bit word i
@@ -49,26 +48,15 @@ constexpr BlockLayout block_layout(DType type) {
   }
 }
 
-/// A matrix [out, in] in the order that this needs: tiles of outputs, in each the weights of one input after
-/// those of another, [out / tile][in][tile] (the last tile may be narrower, and is as wide as it is). In
-/// bf16, of every 32 outputs the i-th and the (16 + i)-th are neighbours: one 32-bit lane holds both.
-/// Quantised ones: BlockLayout.
+/// A matrix [out, in] in the order that this needs: the weights of one input after those of another,
+/// [in][out]. In bf16, of every 32 outputs the i-th and the (16 + i)-th are neighbours: one 32-bit lane holds
+/// both. Quantised ones: BlockLayout.
 struct InputMajor {
   DType type = DType::f32;
-  int64_t in = 0, out = 0, tile = 0;
+  int64_t in = 0, out = 0;
   Buffer memory;  ///< bytes
 
-  int64_t tiles() const { return (out + tile - 1) / tile; }
-  int64_t width(int64_t t) const { return std::min(tile, out - t * tile); }
-  /// Bytes of `width` outputs.
-  int64_t bytes(int64_t width) const {
-    if (!is_quantised(type)) return bytes_of(type, width * in);
-    const BlockLayout layout = block_layout(type);
-    return in / layout.block * layout.whole_block(width);
-  }
-  const std::byte* at(int64_t t) const {
-    return static_cast<const std::byte*>(memory.view().data()) + bytes(t * tile);
-  }
+  const std::byte* data() const { return static_cast<const std::byte*>(memory.view().data()); }
 };
 
 /// False where the type is not one to compute with, or outputs are no multiple of 64.
@@ -82,16 +70,38 @@ struct NonZero {
   int32_t* indices = nullptr;  ///< [in]
   float* values = nullptr;     ///< [in, rows]
 };
-/// Floats of memory that find_non_zero() needs, a multiple of kPadding.
+/// NonZero::rows of x [rows, in].
+int64_t non_zero_rows(int64_t rows);
+/// Floats of memory that find_non_zero() needs for x [rows, in], a multiple of kPadding.
 int64_t non_zero_elements(int64_t rows, int64_t in);
 /// Of x [rows, in], rows ≤ kFewRows. `memory` is 64-byte aligned.
 NonZero find_non_zero(const ConstView& x, float* memory);
 /// How many values of a row are not zero.
 int64_t count_non_zero(const ConstView& row);
 
-/// sums[r · kMostTile + o] = Σ values · weights for each of x.rows rows and the tile's outputs.
-void sum_inputs(const InputMajor& w, int64_t tile, const NonZero& x, float* sums);
-/// The same, of quantised weights only.
-void sum_inputs_quantised(const InputMajor& w, int64_t tile, const NonZero& x, float* sums);
+/// Inputs are summed in so many segments, each by itself, and these in their order: threads share a product
+/// without cutting what an input's outputs have in memory into short pieces, and sums do not depend on how
+/// many threads there are.
+inline constexpr int64_t kSegments = 8;
+/// The first input of a segment, 0 … kSegments; whole blocks of the type.
+int64_t segment_begin(const InputMajor& w, int64_t segment);
+
+/// Some outputs of a segment.
+struct SparsePart {
+  int64_t segment, first, outs;  ///< outputs in multiples of 64
+};
+/// sums[r · w.out + o] = Σ values · weights of the segment's inputs, for each of x.rows rows r and the part's
+/// outputs o.
+void sum_inputs(const InputMajor& w, const NonZero& x, const SparsePart& part, float* sums);
+
+/// Some inputs of a list, from the begin-th to the end-th, and outputs.
+struct ListedPart {
+  int64_t begin, end, first, outs;
+};
+/// sums[r · w.out + o] += values · weights of the part, for quantised weights.
+void add_inputs_quantised(const InputMajor& w, const NonZero& x, const ListedPart& part, float* sums);
+
+/// to[o] = Σ sums[s · stride + o] over all segments s, for o below `count`, a multiple of 16.
+void add_segments(const float* sums, int64_t stride, int64_t count, float* to);
 
 }  // namespace rwkvx::cpu

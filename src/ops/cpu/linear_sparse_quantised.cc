@@ -18,12 +18,12 @@ using I32 = hn::Rebind<int32_t, F>;
 constexpr int64_t kUnit = 64;  // outputs whose nibbles lie together
 constexpr int64_t kLine = 64;  // bytes
 
-/// Where things lie in a tile.
+/// Where things lie, of outputs from some on.
 template <DType kType>
-struct Tile {
+struct Blocks {
   static constexpr BlockLayout kLayout = block_layout(kType);
   const std::byte* data;
-  int64_t width;
+  int64_t width, first;  ///< outputs in memory, and the first one
 
   const std::byte* block(int64_t b) const { return data + b * kLayout.whole_block(width); }
   /// Parts are counted over all blocks.
@@ -31,11 +31,15 @@ struct Tile {
     return block(p / kLayout.parts()) + p % kLayout.parts() * kLayout.whole_part(width);
   }
   const std::byte* input(int64_t i) const {
-    return part(i / kLayout.part) + i % kLayout.part * kLayout.input(width);
+    return part(i / kLayout.part) + i % kLayout.part * kLayout.input(width) + kLayout.input(first);
   }
-  const std::byte* part_scales(int64_t p) const { return part(p) + kLayout.part * kLayout.input(width); }
+  /// A part's scales; its minima lie `width` bytes behind them.
+  const std::byte* part_scales(int64_t p) const {
+    return part(p) + kLayout.part * kLayout.input(width) + first;
+  }
+  /// d; d_min lies 2 · width bytes behind it.
   const std::byte* block_scales(int64_t b) const {
-    return block(b) + kLayout.parts() * kLayout.whole_part(width);
+    return block(b) + kLayout.parts() * kLayout.whole_part(width) + 2 * first;
   }
 };
 
@@ -44,7 +48,9 @@ struct Tile {
 template <DType kType>
 class Fetcher {
  public:
-  Fetcher(const Tile<kType>& tile, const NonZero& x) : tile_(tile), x_(x) {}
+  /// From the list's next-th input on, of `outs` outputs.
+  Fetcher(const Blocks<kType>& blocks, const NonZero& x, int64_t next, int64_t outs)
+      : blocks_(blocks), x_(x), next_(next), outs_(outs) {}
 
   /// `lines` more, but none of the list's inputs from `end` on.
   HWY_INLINE void fetch(int64_t lines, int64_t end) {
@@ -67,28 +73,43 @@ class Fetcher {
   void begin_input(int64_t i) {
     if (i / kLayout.block != block_) {
       block_ = i / kLayout.block;
-      add(tile_.block_scales(block_), kLayout.block_scales(tile_.width));
+      const std::byte* d = blocks_.block_scales(block_);
+      add(d, 2 * outs_);
+      if (kLayout.minima) add(d + 2 * blocks_.width, 2 * outs_);
     }
     if (kLayout.scales && i / kLayout.part != part_) {
       part_ = i / kLayout.part;
-      add(tile_.part_scales(part_), kLayout.part_scales(tile_.width));
+      const std::byte* scales = blocks_.part_scales(part_);
+      add(scales, outs_);
+      if (kLayout.minima) add(scales + blocks_.width, outs_);
     }
-    add(tile_.input(i), kLayout.input(tile_.width));
+    add(blocks_.input(i), kLayout.input(outs_));
   }
   void add(const std::byte* from, int64_t bytes) {
     ranges_[pending_++] = {from - reinterpret_cast<uintptr_t>(from) % kLine, from + bytes};
   }
 
   static constexpr BlockLayout kLayout = block_layout(kType);
-  const Tile<kType>& tile_;
+  const Blocks<kType>& blocks_;
   const NonZero& x_;
-  int64_t next_ = 0;                // in the list
+  int64_t next_, outs_;
   int64_t block_ = -1, part_ = -1;  // whose scales were fetched
-  Range ranges_[3];
+  Range ranges_[5];
   int64_t pending_ = 0;  // of them
 };
 
 constexpr int kVectors = 4;  // that are computed together, one for each nibble of a word
+
+/// Of the lowest four bits of each lane, less the offset.
+template <int kOffset>
+HWY_INLINE V nibble_weights(hn::Vec<I32> words) {
+#if HWY_TARGET <= HWY_AVX3
+  return V{_mm512_permutexvar_ps(words.raw, hn::Iota(F(), -kOffset).raw)};  // from a table of the 16
+#else
+  const auto q = hn::And(words, hn::Set(I32(), 15));
+  return hn::ConvertTo(F(), kOffset ? hn::Sub(q, hn::Set(I32(), kOffset)) : q);
+#endif
+}
 
 /// Weights of one input, of outputs o + 16 v + i … for each v; o begins a unit.
 template <DType kType>
@@ -98,8 +119,7 @@ HWY_INLINE void load_weights(const std::byte* input, int64_t o, int64_t i, V* to
     const hn::Rebind<uint16_t, F> u16;
     auto words = hn::PromoteTo(I32(), hn::LoadU(u16, reinterpret_cast<const uint16_t*>(input + o / 2) + i));
     RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
-      const auto q = hn::And(words, hn::Set(I32(), 15));
-      to[v] = hn::ConvertTo(F(), kLayout.offset ? hn::Sub(q, hn::Set(I32(), kLayout.offset)) : q);
+      to[v] = nibble_weights<kLayout.offset>(words);
       words = hn::ShiftRight<4>(words);
     }
   } else {
@@ -111,15 +131,16 @@ HWY_INLINE void load_weights(const std::byte* input, int64_t o, int64_t i, V* to
 
 /// Scales of a part and its minima, of the same outputs.
 template <DType kType>
-HWY_INLINE void load_scales(const Tile<kType>& tile, int64_t p, int64_t o, int64_t i, V* scale, V* minimum) {
+HWY_INLINE void load_scales(const Blocks<kType>& blocks, int64_t p, int64_t o, int64_t i, V* scale,
+                            V* minimum) {
   constexpr BlockLayout kLayout = block_layout(kType);
-  const auto* part = reinterpret_cast<const uint8_t*>(tile.part_scales(p)) + o + i;
-  const auto* block = reinterpret_cast<const Float16*>(tile.block_scales(p / kLayout.parts())) + o + i;
+  const auto* part = reinterpret_cast<const uint8_t*>(blocks.part_scales(p)) + o + i;
+  const auto* block = reinterpret_cast<const Float16*>(blocks.block_scales(p / kLayout.parts())) + o + i;
   RWKVX_UNROLL for (int64_t v = 0; v < kVectors; ++v) {
     const V d = load(block + 16 * v);
     if constexpr (kLayout.minima) {
       scale[v] = hn::Mul(d, load(part + 16 * v));
-      minimum[v] = hn::Mul(load(block + tile.width + 16 * v), load(part + tile.width + 16 * v));
+      minimum[v] = hn::Mul(load(block + blocks.width + 16 * v), load(part + blocks.width + 16 * v));
     } else if constexpr (kLayout.scales) {
       scale[v] = hn::Mul(d, load(reinterpret_cast<const int8_t*>(part) + 16 * v));
     } else {
@@ -140,14 +161,14 @@ struct RowInputs {
 /// Of `count` inputs of the list from the n-th on. Each row gets its own alone: of several rows' inputs, most
 /// are zero in one of them.
 template <DType kType, int64_t kPart>
-HWY_INLINE void part_rows(const Tile<kType>& tile, const NonZero& x, int64_t n, int64_t count,
+HWY_INLINE void part_rows(const Blocks<kType>& blocks, const NonZero& x, int64_t n, int64_t count,
                           RowInputs<kPart>* rows) {
   for (int64_t r = 0; r < x.rows; ++r) {
     rows[r].count = 0;
     rows[r].sum = 0;
   }
   for (int64_t k = n; k < n + count; ++k) {
-    const std::byte* weights = tile.input(x.indices[k]);
+    const std::byte* weights = blocks.input(x.indices[k]);
     for (int64_t r = 0; r < x.rows; ++r) {  // without a branch, as in find_non_zero()
       RowInputs<kPart>& row = rows[r];
       const float value = x.values[k * x.rows + r];
@@ -159,16 +180,16 @@ HWY_INLINE void part_rows(const Tile<kType>& tile, const NonZero& x, int64_t n, 
   }
 }
 
-/// sums += weights of part p · rows; fetch() is called for every unit of outputs.
+/// sums += weights of part p · rows, for `outs` outputs; fetch() is called for every unit of them.
 template <DType kType, int64_t kPart, typename Fetch>
-HWY_INLINE void add_part(const Tile<kType>& tile, int64_t p, const RowInputs<kPart>* rows, int64_t row_count,
-                         float* sums, Fetch fetch) {
+HWY_INLINE void add_part(const Blocks<kType>& blocks, int64_t p, const RowInputs<kPart>* rows,
+                         int64_t row_count, int64_t outs, float* sums, Fetch fetch) {
   constexpr BlockLayout kLayout = block_layout(kType);
-  for (int64_t o = 0; o < tile.width; o += kUnit) {
+  for (int64_t o = 0; o < outs; o += kUnit) {
     fetch();
     for (int64_t i = 0; i < 16; i += kLanes) {
       V scale[kVectors], minimum[kVectors];
-      load_scales(tile, p, o, i, scale, minimum);
+      load_scales(blocks, p, o, i, scale, minimum);
       for (int64_t r = 0; r < row_count; ++r) {
         const RowInputs<kPart>& row = rows[r];
         if (row.count == 0) continue;
@@ -181,7 +202,7 @@ HWY_INLINE void add_part(const Tile<kType>& tile, int64_t p, const RowInputs<kPa
           RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) sum[v] = hn::MulAdd(weight[v], value, sum[v]);
         }
         RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
-          float* to = sums + r * kMostTile + o + 16 * v + i;
+          float* to = sums + r * blocks.width + o + 16 * v + i;
           V total = hn::MulAdd(sum[v], scale[v], load(to));
           if constexpr (kLayout.minima) total = hn::NegMulAdd(minimum[v], set(row.sum), total);
           store(total, to);
@@ -192,39 +213,38 @@ HWY_INLINE void add_part(const Tile<kType>& tile, int64_t p, const RowInputs<kPa
 }
 
 template <DType kType>
-HWY_INLINE void sum_tile(const InputMajor& w, int64_t t, const NonZero& x, float* sums) {
+HWY_INLINE void add_listed(const InputMajor& w, const NonZero& x, const ListedPart& part, float* sums) {
   constexpr BlockLayout kLayout = block_layout(kType);
-  const Tile<kType> tile{w.at(t), w.width(t)};
+  const Blocks<kType> blocks{w.data(), w.out, part.first};
   const int64_t scales = kLayout.part_scales(kUnit) + kLayout.block_scales(kUnit) / kLayout.parts();
-  const int64_t ahead = kFirstCacheAhead / kLayout.input(tile.width);
+  const int64_t ahead = kFirstCacheAhead / kLayout.input(part.outs);
   RowInputs<kLayout.part> rows[kFewRows];
-  Fetcher<kType> fetcher(tile, x);
-  fetcher.fetch(kFirstCacheAhead / kLine, ahead);
-  for (int64_t n = 0; n < x.count;) {
+  Fetcher<kType> fetcher(blocks, x, part.begin, part.outs);
+  fetcher.fetch(kFirstCacheAhead / kLine, part.begin + ahead);
+  for (int64_t n = part.begin; n < part.end;) {
     const int64_t p = x.indices[n] / kLayout.part;
     int64_t count = 1;  // inputs of this part
-    while (n + count < x.count && x.indices[n + count] / kLayout.part == p) ++count;
+    while (n + count < part.end && x.indices[n + count] / kLayout.part == p) ++count;
     // What this part took, and one more to get ahead.
     const int64_t lines = (count * kLayout.input(kUnit) + scales) / kLine + 1;
-    part_rows(tile, x, n, count, rows);
-    add_part(tile, p, rows, x.rows, sums, [&] { fetcher.fetch(lines, n + count + ahead); });
+    part_rows(blocks, x, n, count, rows);
+    add_part(blocks, p, rows, x.rows, part.outs, sums, [&] { fetcher.fetch(lines, n + count + ahead); });
     n += count;
   }
 }
 
-void sum_inputs_quantised(const InputMajor& w, int64_t tile, const NonZero& x, float* sums) {
-  for (int64_t r = 0; r < x.rows; ++r) std::fill_n(sums + r * kMostTile, w.width(tile), 0.0f);
+void add_inputs_quantised(const InputMajor& w, const NonZero& x, const ListedPart& part, float* sums) {
   switch (w.type) {
     case DType::q4_0:
-      return sum_tile<DType::q4_0>(w, tile, x, sums);
+      return add_listed<DType::q4_0>(w, x, part, sums);
     case DType::q4_k:
-      return sum_tile<DType::q4_k>(w, tile, x, sums);
+      return add_listed<DType::q4_k>(w, x, part, sums);
     case DType::q5_k:
-      return sum_tile<DType::q5_k>(w, tile, x, sums);
+      return add_listed<DType::q5_k>(w, x, part, sums);
     case DType::q6_k:
-      return sum_tile<DType::q6_k>(w, tile, x, sums);
+      return add_listed<DType::q6_k>(w, x, part, sums);
     default:
-      return sum_tile<DType::q8_0>(w, tile, x, sums);
+      return add_listed<DType::q8_0>(w, x, part, sums);
   }
 }
 
@@ -234,10 +254,10 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace rwkvx::cpu {
 
-HWY_EXPORT(sum_inputs_quantised);
+HWY_EXPORT(add_inputs_quantised);
 
-void sum_inputs_quantised(const InputMajor& w, int64_t tile, const NonZero& x, float* sums) {
-  HWY_DYNAMIC_DISPATCH(sum_inputs_quantised)(w, tile, x, sums);
+void add_inputs_quantised(const InputMajor& w, const NonZero& x, const ListedPart& part, float* sums) {
+  HWY_DYNAMIC_DISPATCH(add_inputs_quantised)(w, x, part, sums);
 }
 
 }  // namespace rwkvx::cpu
