@@ -272,6 +272,37 @@ TEST_P(TileFewRowsTest, AsSumsInFloat64) {
   }
 }
 
+TEST_P(TileFewRowsTest, RowsDoNotDependOnEachOther) {
+  const cpu::TileUnit* const unit = GetParam().get();
+  if (unit == nullptr) GTEST_SKIP() << "this processor has no tiles";
+  constexpr int64_t kRows = 16, kTiles = 4, kOut = kTiles * cpu::kTileRows;
+  for (const int64_t steps : {2, 3, 24}) {
+    const int64_t pairs = steps * cpu::kTileDepth / 2;
+    const Buffer w = random_tensor(DType::bf16, {kOut, 2 * pairs}, 1, 1);
+    const Buffer x = random_tensor(DType::bf16, {kRows, 2 * pairs}, 2, 1);
+    const auto sums = [&](int64_t first, int64_t rows) {
+      std::vector<BFloat16> list;
+      for (int64_t i = 0; i < pairs; ++i) {
+        for (int64_t r = first; r < first + rows; ++r) {
+          const BFloat16* pair = x.as<BFloat16>() + 2 * (r * pairs + i);
+          list.insert(list.end(), {pair[0], pair[1]});
+        }
+      }
+      std::vector<float> made(static_cast<size_t>(kOut * rows));
+      unit->few_rows({w.as<BFloat16>(), kTiles, list.data(), rows, steps, made.data()});
+      return made;
+    };
+    const std::vector<float> together = sums(0, kRows);
+    for (int64_t r = 0; r < kRows; ++r) {
+      const std::vector<float> alone = sums(r, 1);
+      for (int64_t o = 0; o < kOut; ++o) {
+        ASSERT_EQ(alone[static_cast<size_t>(o)], together[static_cast<size_t>(o * kRows + r)])
+            << steps << " steps, row " << r << ", output " << o;
+      }
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Units, TileFewRowsTest, testing::ValuesIn(kUnits),
                          [](const auto& one) { return std::string(one.param.name); });
 

@@ -68,15 +68,6 @@ int64_t quantised_elements(const LinearCall& call) {
   return (call.x.elements() / 32 * floats + kPadding - 1) / kPadding * kPadding;
 }
 
-/// x [rows, in] bf16 as TileFewRows::x.
-void pair_rows(const ConstView& x, float* to) {
-  const int64_t rows = x.dim(0), pairs = x.dim(1) / 2;
-  const auto* from = static_cast<const std::byte*>(x.data());
-  for (int64_t p = 0; p < pairs; ++p) {
-    for (int64_t r = 0; r < rows; ++r) std::memcpy(to++, from + (r * pairs + p) * 4, 4);
-  }
-}
-
 /// Outputs of a task of sparse inputs: their sums shall stay in the first cache, and each thread shall get
 /// some tasks.
 int64_t part_outs(const InputMajor& w, int64_t rows, int threads) {
@@ -106,11 +97,10 @@ bool Linear::few(const LinearCall& call) const {
   return rows <= (tiles || call.w->weight.dtype() == DType::f32 ? kFewRows : kMostFewRows);
 }
 
-/// Up to kFewRows rows by vectors, which give a row the same sums alone and among others; one alone is slower
-/// by tiles.
+/// From one row on: a row has the same sums alone and among others.
 bool Linear::by_tiles(const LinearCall& call) const {
   const int64_t rows = call.x.dim(0);
-  return tiles_ && rows > kFewRows && rows <= kMostFewRows && call.x.dtype() == DType::bf16 &&
+  return tiles_ && rows <= kMostFewRows && call.x.dtype() == DType::bf16 &&
          call.w->weight.dtype() == DType::bf16 && call.w->in() % kTileDepth == 0 &&
          call.w->out() % kTileRows == 0;
 }
@@ -281,7 +271,7 @@ void Linear::finish_parts(const FewRows& product) {
 
 void Linear::run_tiles(const LinearCall& call, const float* x, int64_t first, int64_t outs) {
   const int64_t in = call.w->in(), all = call.x.dim(0);
-  alignas(64) float columns[kOutBlock * kTileRows], sums[kFewRows * kOutBlock];
+  alignas(64) float columns[kOutBlock * kTileRows], sums[kTileRows * kOutBlock];
   for (int64_t begin = 0; begin < all; begin += kTileRows) {
     const int64_t rows = std::min(kTileRows, all - begin);
     tiles_->unit().few_rows({.weights = call.w->weight.as<BFloat16>() + first * in,
@@ -290,13 +280,8 @@ void Linear::run_tiles(const LinearCall& call, const float* x, int64_t first, in
                              .rows = rows,
                              .steps = in / kTileDepth,
                              .sums = columns});
-    for (int64_t row = 0; row < rows; row += kFewRows) {
-      const int64_t some = std::min(kFewRows, rows - row);
-      for (int64_t r = 0; r < some; ++r) {
-        for (int64_t o = 0; o < outs; ++o) sums[r * kOutBlock + o] = columns[o * rows + row + r];
-      }
-      finish_few_rows(call, begin + row, some, first, outs, sums);
-    }
+    turn_tile_sums(columns, outs, rows, sums);
+    finish_few_rows(call, begin, rows, first, outs, sums);
   }
 }
 

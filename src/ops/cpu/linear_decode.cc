@@ -162,6 +162,27 @@ void dot_few_rows(const ConstView& weight, int64_t first, int64_t outs, const fl
   }
 }
 
+/// to [columns, rows] = from [rows, columns], in 32 bits; columns in multiples of 4.
+HWY_INLINE void turn(const float* from, int64_t rows, int64_t columns, float* to) {
+  const int64_t fours = rows / 4 * 4;
+  transpose(from, columns, fours, columns, to, rows);
+  for (int64_t r = fours; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) to[c * rows + r] = from[r * columns + c];
+  }
+}
+
+void pair_rows(const ConstView& x, float* to) {
+  turn(static_cast<const float*>(x.data()), x.dim(0), x.dim(1) / 2, to);
+}
+
+void turn_tile_sums(const float* from, int64_t outs, int64_t rows, float* sums) {
+  const int64_t fours = rows / 4 * 4;
+  transpose(from, rows, outs, fours, sums, kOutBlock);
+  for (int64_t r = fours; r < rows; ++r) {
+    for (int64_t o = 0; o < outs; ++o) sums[r * kOutBlock + o] = from[o * rows + r];
+  }
+}
+
 void finish_few_rows(const LinearCall& call, int64_t first_row, int64_t rows, int64_t first, int64_t outs,
                      const float* sums) {
   with_real_or_bf16(call.y.dtype(), call.y.data(), [&](auto* y) {
@@ -179,6 +200,8 @@ namespace rwkvx::cpu {
 
 HWY_EXPORT(spread_input);
 HWY_EXPORT(dot_few_rows);
+HWY_EXPORT(pair_rows);
+HWY_EXPORT(turn_tile_sums);
 HWY_EXPORT(finish_few_rows);
 
 void spread_input(const LinearCall& call, int64_t padded, float* to) {
@@ -187,6 +210,10 @@ void spread_input(const LinearCall& call, int64_t padded, float* to) {
 void dot_few_rows(const ConstView& weight, int64_t first, int64_t outs, const float* x, int64_t rows,
                   int64_t padded, bool cached, float* sums) {
   HWY_DYNAMIC_DISPATCH(dot_few_rows)(weight, first, outs, x, rows, padded, cached, sums);
+}
+void pair_rows(const ConstView& x, float* to) { HWY_DYNAMIC_DISPATCH(pair_rows)(x, to); }
+void turn_tile_sums(const float* from, int64_t outs, int64_t rows, float* sums) {
+  HWY_DYNAMIC_DISPATCH(turn_tile_sums)(from, outs, rows, sums);
 }
 void finish_few_rows(const LinearCall& call, int64_t first_row, int64_t rows, int64_t first, int64_t outs,
                      const float* sums) {

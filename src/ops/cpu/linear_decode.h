@@ -28,6 +28,11 @@ void dot_few_rows_bf16(const ConstView& weight, int64_t first, int64_t outs, con
                        bool cached, float* sums);
 bool has_bf16_dot();
 
+/// x [rows, in] bf16 as TileFewRows::x.
+void pair_rows(const ConstView& x, float* to);
+/// TileFewRows::sums, [outs, rows], as the other sums, [rows, kOutBlock].
+void turn_tile_sums(const float* from, int64_t outs, int64_t rows, float* sums);
+
 /// call.y = activation(sums) or += sums, for outputs first .. first + outs.
 void finish_few_rows(const LinearCall& call, int64_t first_row, int64_t rows, int64_t first, int64_t outs,
                      const float* sums);

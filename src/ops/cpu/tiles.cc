@@ -232,49 +232,78 @@ RWKVX_AMX void add_values_amx(const TileValues& s) {
   asm volatile("" ::: "memory");
 }
 
-/// Of 16 rows of weights in 4 and 5, x in 6 and 7, results in 0 and 1.
+/// Of 16 rows of weights in 4 and 5, x in 6 and 7, results in 0 and 1. A tile's rows are as far apart as the
+/// call's rows allow, each the beginning of a stretch of rows that follow: memory is read as 16 long streams.
+/// Where these would be short, they are neighbours.
+template <bool kStreams>
 RWKVX_AMX void few_rows_amx(const TileFewRows& s) {
-  TileConfiguration configuration;
-  for (const int tile : {0, 1, 6, 7}) configuration.row_bytes[tile] = static_cast<uint16_t>(4 * s.rows);
-  asm volatile("" ::: "memory");
-  _tile_loadconfig(&configuration);
-  const int64_t in = s.steps * kTileDepth, row_bytes = in * static_cast<int64_t>(sizeof(BFloat16));
-  const int64_t x_bytes = 4 * s.rows, group = kTileRows * in;
-  const BFloat16* weights = s.weights;
-  for (int64_t tile = 0; tile < s.weight_tiles; ++tile, weights += group) {
-    const BFloat16 *a = weights, *b = s.x;
-    // All rows of a group begin at once, so that it has to be there before: the next one is asked for.
-    const BFloat16* later = weights + group;
-    const auto fetch = [&]() __attribute__((always_inline, target("amx-tile,amx-bf16"))) {
+  constexpr int64_t kAhead = 8 * kTileDepth;  // of each stream
+  constexpr int64_t kFewSteps = 4;            // for which a second sum is not worth adding it
+  const int64_t in = s.steps * kTileDepth, apart = kStreams ? s.weight_tiles : 1;
+  const int64_t stream = apart * in, stream_bytes = 2 * stream;
+  const int64_t x_bytes = 4 * s.rows, sums_bytes = x_bytes * apart;
+  const BFloat16* later = s.weights + (kStreams ? kAhead : 0);
+  const auto fetch = [&]() __attribute__((always_inline, target("amx-tile,amx-bf16"))) {
+    // Behind the streams' ends there are the next call's.
+    if (kStreams && later == s.weights + stream) later += (kTileRows - 1) * stream;
 #pragma GCC unroll 16
-      for (int64_t line = 0; line < kTileRows; ++line) fetch_ahead(later + line * kTileDepth);
-      later += kTileElements;
-    };
+    for (int64_t row = 0; row < kTileRows; ++row) {
+      kStreams ? __builtin_prefetch(later + row * stream, 0, 3) : fetch_ahead(later + row * kTileDepth);
+    }
+    later += kStreams ? kTileDepth : kTileElements;
+  };
+  for (int64_t tile = 0; tile < s.weight_tiles; ++tile) {
+    const int64_t first = kStreams ? tile : kTileRows * tile;  // row
+    const BFloat16 *a = s.weights + first * in, *b = s.x;
+    float* sums = s.sums + first * s.rows;
     _tile_zero(0);
+    if (s.steps <= kFewSteps) {
+      for (int64_t i = 0; i < s.steps; ++i, a += kTileDepth, b += kTileDepth * s.rows) {
+        _tile_loadd(4, a, stream_bytes);
+        _tile_loadd(6, b, x_bytes);
+        fetch();
+        _tile_dpbf16ps(0, 4, 6);
+      }
+      _tile_stored(0, sums, sums_bytes);
+      continue;
+    }
     _tile_zero(1);
     int64_t i = 0;
     for (; i + 2 <= s.steps; i += 2, a += 2 * kTileDepth, b += 2 * kTileDepth * s.rows) {
-      _tile_loadd(4, a, row_bytes);
+      _tile_loadd(4, a, stream_bytes);
       _tile_loadd(6, b, x_bytes);
       fetch();
       _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(5, a + kTileDepth, row_bytes);
+      _tile_loadd(5, a + kTileDepth, stream_bytes);
       _tile_loadd(7, b + kTileDepth * s.rows, x_bytes);
       fetch();
       _tile_dpbf16ps(1, 5, 7);
     }
     if (i < s.steps) {
-      _tile_loadd(4, a, row_bytes);
+      _tile_loadd(4, a, stream_bytes);
       _tile_loadd(6, b, x_bytes);
+      fetch();
       _tile_dpbf16ps(0, 4, 6);
     }
     alignas(64) float odd[kTileRows * kTileRows];
-    float* sums = s.sums + tile * kTileRows * s.rows;
-    _tile_stored(0, sums, x_bytes);
+    _tile_stored(0, sums, sums_bytes);
     _tile_stored(1, odd, x_bytes);
     asm volatile("" ::: "memory");
-    for (int64_t n = 0; n < kTileRows * s.rows; ++n) sums[n] += odd[n];
+    for (int64_t row = 0; row < kTileRows; ++row) {
+      for (int64_t n = 0; n < s.rows; ++n) sums[row * apart * s.rows + n] += odd[row * s.rows + n];
+    }
   }
+}
+
+RWKVX_AMX void sum_few_rows_amx(const TileFewRows& s) {
+  constexpr int64_t kLongStream = 2048;  // bytes
+  TileConfiguration configuration;
+  for (const int tile : {0, 1, 6, 7}) configuration.row_bytes[tile] = static_cast<uint16_t>(4 * s.rows);
+  asm volatile("" ::: "memory");
+  _tile_loadconfig(&configuration);
+  const bool long_streams = s.weight_tiles * s.steps * kTileDepth * int64_t{sizeof(BFloat16)} >= kLongStream;
+  long_streams ? few_rows_amx<true>(s) : few_rows_amx<false>(s);
+  asm volatile("" ::: "memory");
   _tile_release();
 }
 
@@ -286,7 +315,8 @@ bool tiles_allowed() {
 }  // namespace
 
 const TileUnit* tile_unit() {
-  static constexpr TileUnit unit{begin_amx, end_amx, multiply_amx, score_amx, add_values_amx, few_rows_amx};
+  static constexpr TileUnit unit{begin_amx, end_amx,        multiply_amx,
+                                 score_amx, add_values_amx, sum_few_rows_amx};
   static const bool usable = has_amx() && tiles_allowed();
   return usable && has_bf16_products() ? &unit : nullptr;
 }
