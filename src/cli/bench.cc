@@ -74,6 +74,7 @@ void run(const BenchOptions& o) {
   nlohmann::ordered_json out = {
       {"model", o.run.model},
       {"backend", model->ops().name()},
+      {"hardware", model->ops().hardware()},
       {"precision", name(model->ops().precision())},
       {"threads", model->ops().threads()},
       {"machine_read_gigabytes_per_second", machine.read_gigabytes_per_second},
@@ -87,9 +88,10 @@ void run(const BenchOptions& o) {
   ProgressBar bar("prefill", "tokens");
   if (!o.json) {
     const std::string stored = kv.dtype ? fmt::format(", {} keys and values", name(*kv.dtype)) : "";
-    print(fmt::format("{}, --kv {} --select {}{}, {} on {}, {} threads, {}\n",
+    print(fmt::format("{}, --kv {} --select {}{}, {} on {} ({}), {} threads, {}\n",
                       Path(o.run.model).filename().string(), kv.policy_text(), kv.selection_text(), stored,
-                      name(model->ops().precision()), model->ops().name(), model->ops().threads(),
+                      name(model->ops().precision()), model->ops().name(), model->ops().hardware(),
+                      model->ops().threads(),
                       o.batch > 1 ? fmt::format("batches of {}", o.batch) : "one sequence"));
     print(fmt::format("this machine now: reads {:.1f} GB/s, multiplies matrices at {:.0f} GFLOP/s\n",
                       machine.read_gigabytes_per_second, machine.product_gigaflops_per_second));

@@ -203,6 +203,8 @@ class Ops {
   virtual ~Ops() = default;
 
   virtual std::string_view name() const = 0;
+  /// What it computes with, for people: instruction sets of the processor, or the GPU's name.
+  virtual std::string hardware() const { return "any processor"; }
   virtual Precision precision() const = 0;
   virtual Allocator& allocator() = 0;
   /// Of the host, which kernels read and write too, if slowly: for what does not fit into allocator()'s.

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <map>
 #include <thread>
 
 #include "base/error.h"
@@ -111,6 +112,22 @@ TEST(CpuOps, RefusesOtherQuantisedWeights) {
   const auto ops = make_cpu_ops(Precision::f32, 1);
   const ConstView weight(nullptr, DType::q2_k, {256, 256});
   EXPECT_THAT([&] { ops->prepare(weight); }, testing::ThrowsMessage<Error>(testing::HasSubstr("q2_k")));
+}
+
+TEST(CpuOps, HardwareNamesTheInstructionSet) {
+  const std::map<int64_t, std::string> names = {{HWY_SSE4, "SSE4"},
+                                                {HWY_AVX2, "AVX2"},
+                                                {HWY_AVX3, "AVX-512"},
+                                                {kVnni, "AVX-512 with VNNI"},
+                                                {HWY_NEON, "NEON"}};
+  for (const int64_t target : targets()) {
+    hwy::SetSupportedTargetsForTest(target);
+    EXPECT_THAT(make_cpu_ops(Precision::f32, 1)->hardware(), testing::StartsWith(names.at(target)));
+    hwy::SetSupportedTargetsForTest(0);
+  }
+  if (cpu::tile_unit() != nullptr) {
+    EXPECT_THAT(make_cpu_ops(Precision::bf16, 1)->hardware(), testing::EndsWith("AMX"));
+  }
 }
 
 /// bf16 products need an instruction set that has them.

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "ops/cpu/attention.h"
 #include "ops/cpu/cpu_training.h"
+#include "ops/cpu/instruction_sets.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/linear.h"
 #include "ops/cpu/thread_pool.h"
@@ -30,6 +31,7 @@ class CpuOps final : public Ops {
         attention_scratch_(static_cast<size_t>(threads)) {}
 
   std::string_view name() const override { return "cpu"; }
+  std::string hardware() const override { return cpu::instruction_sets(tiles_ != nullptr); }
   Precision precision() const override { return precision_; }
   DType active() const override { return active_; }
   /// Decoding a long context with quantised weights would read as many bytes of keys and values as of
@@ -128,7 +130,7 @@ class CpuOps final : public Ops {
     const auto sequences = static_cast<int64_t>(recurrence.states.size());
     // A thread takes whole heads, so that operands never leave its cache. Too few: rows are shared too.
     if (sequences * heads < pool_.threads() && rows > 1) return Ops::wkv7_step(call);
-    run_tasks(sequences * heads, rows * heads >= 16, [&](int64_t task, int) {
+    run_tasks(sequences * heads, rows * heads >= 8, [&](int64_t task, int) {
       const auto s = static_cast<size_t>(task / heads);
       const int64_t h = task % heads;
       float* state = static_cast<float*>(recurrence.states[s]) + h * kHeadSize * kHeadSize;

@@ -17,6 +17,7 @@ class CudaOps final : public Ops {
       : precision_(precision), gpu_(device), training_(cuda::make_training(gpu_, precision)) {}
 
   std::string_view name() const override { return "cuda"; }
+  std::string hardware() const override { return std::string(gpu_.name()); }
   Precision precision() const override { return precision_; }
   bool rounds_attention() const override { return precision_ == Precision::bf16; }
   Allocator& allocator() override { return gpu_.allocator(); }
