@@ -125,6 +125,7 @@ TEST_F(LongContextTest, BenchDecodesBatchesAndComparesWithTheMachine) {
   ASSERT_EQ(result.code, 0) << result.err;
   const auto json = nlohmann::json::parse(result.out);
   EXPECT_EQ(json["threads"], 1);
+  EXPECT_NE(json["hardware"], "");
   EXPECT_EQ(json["batch"], 3);
   EXPECT_EQ(json["decode_tokens"], 4);
   EXPECT_NEAR(json["decode_tokens_per_second"], 3e3 / json["decode_ms_median"].get<double>(), 1e-6);
