@@ -234,6 +234,19 @@ INSTANTIATE_TEST_SUITE_P(Units, TileRowsTest,
                                               name(std::get<DType>(one.param)));
                          });
 
+/// Rows of x as TileFewRows::x, [in / 2, rows, 2].
+std::vector<BFloat16> pairs_of(const Buffer& x, int64_t first, int64_t rows) {
+  const int64_t in = x.view().dim(1);
+  std::vector<BFloat16> pairs;
+  for (int64_t i = 0; i < in; i += 2) {
+    for (int64_t r = first; r < first + rows; ++r) {
+      const BFloat16* pair = x.as<BFloat16>() + r * in + i;
+      pairs.insert(pairs.end(), {pair[0], pair[1]});
+    }
+  }
+  return pairs;
+}
+
 class TileFewRowsTest : public testing::TestWithParam<Unit> {};
 
 TEST_P(TileFewRowsTest, AsSumsInFloat64) {
@@ -246,12 +259,7 @@ TEST_P(TileFewRowsTest, AsSumsInFloat64) {
         const Buffer w = random_tensor(DType::bf16, {out, in}, 1, 1 / std::sqrt(in));
         const Buffer x = random_tensor(DType::bf16, {rows, in}, 2, 1);
         const auto *weights = w.as<BFloat16>(), *inputs = x.as<BFloat16>();
-        std::vector<BFloat16> pairs;  // [in / 2, rows, 2]
-        for (int64_t i = 0; i < in; i += 2) {
-          for (int64_t r = 0; r < rows; ++r) {
-            pairs.insert(pairs.end(), {inputs[r * in + i], inputs[r * in + i + 1]});
-          }
-        }
+        const std::vector<BFloat16> pairs = pairs_of(x, 0, rows);
         std::vector<float> sums(static_cast<size_t>(out * rows) + 1, 7.0f);
         unit->few_rows({weights, tiles, pairs.data(), rows, steps, sums.data()});
         for (int64_t o = 0; o < out; ++o) {
@@ -277,19 +285,13 @@ TEST_P(TileFewRowsTest, RowsDoNotDependOnEachOther) {
   if (unit == nullptr) GTEST_SKIP() << "this processor has no tiles";
   constexpr int64_t kRows = 16, kTiles = 4, kOut = kTiles * cpu::kTileRows;
   for (const int64_t steps : {2, 3, 24}) {
-    const int64_t pairs = steps * cpu::kTileDepth / 2;
-    const Buffer w = random_tensor(DType::bf16, {kOut, 2 * pairs}, 1, 1);
-    const Buffer x = random_tensor(DType::bf16, {kRows, 2 * pairs}, 2, 1);
+    const int64_t in = steps * cpu::kTileDepth;
+    const Buffer w = random_tensor(DType::bf16, {kOut, in}, 1, 1);
+    const Buffer x = random_tensor(DType::bf16, {kRows, in}, 2, 1);
     const auto sums = [&](int64_t first, int64_t rows) {
-      std::vector<BFloat16> list;
-      for (int64_t i = 0; i < pairs; ++i) {
-        for (int64_t r = first; r < first + rows; ++r) {
-          const BFloat16* pair = x.as<BFloat16>() + 2 * (r * pairs + i);
-          list.insert(list.end(), {pair[0], pair[1]});
-        }
-      }
+      const std::vector<BFloat16> pairs = pairs_of(x, first, rows);
       std::vector<float> made(static_cast<size_t>(kOut * rows));
-      unit->few_rows({w.as<BFloat16>(), kTiles, list.data(), rows, steps, made.data()});
+      unit->few_rows({w.as<BFloat16>(), kTiles, pairs.data(), rows, steps, made.data()});
       return made;
     };
     const std::vector<float> together = sums(0, kRows);

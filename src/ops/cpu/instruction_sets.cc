@@ -8,17 +8,16 @@ namespace rwkvx::cpu {
 std::string instruction_sets(bool tiles) {
   const int64_t targets = hwy::SupportedTargets();
   const auto has = [&](int64_t target) { return (targets & target) != 0; };
-  const std::string_view more = tiles ? ", AMX" : "";
   if (has(HWY_AVX3 | HWY_AVX3_DL)) {
     const bool vnni = has(HWY_AVX3_DL), bf16 = has_bf16_dot();
-    const std::string_view with = vnni && bf16 ? " with VNNI and bf16"
-                                  : vnni       ? " with VNNI"
-                                  : bf16       ? " with bf16"
-                                               : "";
-    return "AVX-512" + std::string(with) + std::string(more);
+    std::string sets = "AVX-512";
+    if (vnni) sets += " with VNNI";
+    if (bf16) sets += vnni ? " and bf16" : " with bf16";
+    if (tiles) sets += ", AMX";
+    return sets;
   }
-  if (has(HWY_AVX2)) return "AVX2" + std::string(more);
-  if (has(HWY_SSE4)) return "SSE4" + std::string(more);
+  if (has(HWY_AVX2)) return "AVX2";
+  if (has(HWY_SSE4)) return "SSE4";
   return has(HWY_NEON) ? "NEON" : "no vectors";
 }
 

@@ -162,25 +162,13 @@ void dot_few_rows(const ConstView& weight, int64_t first, int64_t outs, const fl
   }
 }
 
-/// to [columns, rows] = from [rows, columns], in 32 bits; columns in multiples of 4.
-HWY_INLINE void turn(const float* from, int64_t rows, int64_t columns, float* to) {
-  const int64_t fours = rows / 4 * 4;
-  transpose(from, columns, fours, columns, to, rows);
-  for (int64_t r = fours; r < rows; ++r) {
-    for (int64_t c = 0; c < columns; ++c) to[c * rows + r] = from[r * columns + c];
-  }
-}
-
 void pair_rows(const ConstView& x, float* to) {
-  turn(static_cast<const float*>(x.data()), x.dim(0), x.dim(1) / 2, to);
+  const int64_t rows = x.dim(0), pairs = x.dim(1) / 2;
+  transpose(static_cast<const float*>(x.data()), pairs, rows, pairs, to, rows);
 }
 
 void turn_tile_sums(const float* from, int64_t outs, int64_t rows, float* sums) {
-  const int64_t fours = rows / 4 * 4;
-  transpose(from, rows, outs, fours, sums, kOutBlock);
-  for (int64_t r = fours; r < rows; ++r) {
-    for (int64_t o = 0; o < outs; ++o) sums[r * kOutBlock + o] = from[o * rows + r];
-  }
+  transpose(from, rows, outs, rows, sums, kOutBlock);
 }
 
 void finish_few_rows(const LinearCall& call, int64_t first_row, int64_t rows, int64_t first, int64_t outs,

@@ -14,7 +14,6 @@ HWY_BEFORE_NAMESPACE();
 namespace rwkvx::cpu::HWY_NAMESPACE {
 
 constexpr int64_t kStep = kPairedOutputs;
-constexpr int64_t kLine = 64;  // bytes
 
 /// Two vectors of weights of one input: of outputs i … and 16 + i … of a step, i = 0, kLanes, … below 16.
 HWY_INLINE void load_pair(const float* step, int64_t i, V& low, V& high) {

@@ -11,6 +11,7 @@
 /// zero in all of them are not read. A row's result does not depend on the rows beside it.
 namespace rwkvx::cpu {
 
+inline constexpr int64_t kLine = 64;           ///< bytes of the caches' lines
 inline constexpr int64_t kPairedOutputs = 32;  ///< among which bf16 weights are paired
 
 /// How a quantised type lies in InputMajor: blocks of inputs; a block is parts and then d [out] and

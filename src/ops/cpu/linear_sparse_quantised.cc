@@ -16,7 +16,6 @@ namespace rwkvx::cpu::HWY_NAMESPACE {
 using I32 = hn::Rebind<int32_t, F>;
 
 constexpr int64_t kUnit = 64;  // outputs whose nibbles lie together
-constexpr int64_t kLine = 64;  // bytes
 
 /// Where things lie, of outputs from some on.
 template <DType kType>

@@ -109,13 +109,14 @@ HWY_INLINE V set(float x) { return hn::Set(F(), x); }
 HWY_INLINE V zero() { return hn::Zero(F()); }
 HWY_INLINE float sum_of_lanes(V v) { return hn::GetLane(hn::SumOfLanes(F(), v)); }
 
-/// to[c, r] = from[r, c] for r < rows, c < columns, both multiples of 4.
+/// to[c, r] = from[r, c] for r < rows, c < columns.
 inline void transpose(const float* from, int64_t from_stride, int64_t rows, int64_t columns, float* to,
                       int64_t to_stride) {
   const hn::FixedTag<float, 4> f32;
   const hn::FixedTag<uint64_t, 2> pair;
-  for (int64_t r = 0; r < rows; r += 4) {
-    for (int64_t c = 0; c < columns; c += 4) {
+  const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / 4 * 4;
+  for (int64_t r = 0; r < whole_rows; r += 4) {
+    for (int64_t c = 0; c < whole_columns; c += 4) {
       const float* x = from + r * from_stride + c;
       float* y = to + c * to_stride + r;
       const auto x0 = hn::LoadU(f32, x), x1 = hn::LoadU(f32, x + from_stride);
@@ -130,6 +131,13 @@ inline void transpose(const float* from, int64_t from_stride, int64_t rows, int6
       hn::StoreU(hn::BitCast(f32, hn::InterleaveUpper(pair, high01, high23)), f32, y + 3 * to_stride);
     }
   }
+  const auto one_by_one = [&](int64_t first_row, int64_t last_row, int64_t first_column) {
+    for (int64_t r = first_row; r < last_row; ++r) {
+      for (int64_t c = first_column; c < columns; ++c) to[c * to_stride + r] = from[r * from_stride + c];
+    }
+  };
+  one_by_one(0, whole_rows, whole_columns);
+  one_by_one(whole_rows, rows, 0);
 }
 
 /// The power of two below: 2^n for n an integer in float, -126 ≤ n ≤ 127.
