@@ -253,8 +253,8 @@ TEST_P(TileFewRowsTest, AsSumsInFloat64) {
   const cpu::TileUnit* const unit = GetParam().get();
   if (unit == nullptr) GTEST_SKIP() << "this processor has no tiles";
   for (const int64_t rows : {1, 2, 7, 15, 16}) {
-    for (const int64_t steps : {1, 2, 3, 24}) {
-      for (const int64_t tiles : {1, 3, 4}) {
+    for (const int64_t steps : {1, 2, 3, 8, 9, 24}) {
+      for (const int64_t tiles : {1, 3, 4, 9}) {
         const int64_t in = steps * cpu::kTileDepth, out = tiles * cpu::kTileRows;
         const Buffer w = random_tensor(DType::bf16, {out, in}, 1, 1 / std::sqrt(in));
         const Buffer x = random_tensor(DType::bf16, {rows, in}, 2, 1);
@@ -284,7 +284,7 @@ TEST_P(TileFewRowsTest, RowsDoNotDependOnEachOther) {
   const cpu::TileUnit* const unit = GetParam().get();
   if (unit == nullptr) GTEST_SKIP() << "this processor has no tiles";
   constexpr int64_t kRows = 16, kTiles = 4, kOut = kTiles * cpu::kTileRows;
-  for (const int64_t steps : {2, 3, 24}) {
+  for (const int64_t steps : {2, 3, 8, 9, 24}) {
     const int64_t in = steps * cpu::kTileDepth;
     const Buffer w = random_tensor(DType::bf16, {kOut, in}, 1, 1);
     const Buffer x = random_tensor(DType::bf16, {kRows, in}, 2, 1);

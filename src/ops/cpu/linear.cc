@@ -51,7 +51,12 @@ constexpr int64_t kCachedRows = 128;
 constexpr int64_t kWorthThread = 1 << 15;
 
 /// Blocks of outputs, each a task.
-int64_t out_blocks(const LinearCall& call) { return (call.w->out() + kOutBlock - 1) / kOutBlock; }
+int64_t out_blocks(const LinearCall& call, int64_t block = kOutBlock) {
+  return (call.w->out() + block - 1) / block;
+}
+
+/// Outputs at most of a task by tiles whose 64 take little more time than to begin and to end.
+constexpr int64_t kNarrowBlock = 4 * kOutBlock;
 
 LinearCall rows_of(const LinearCall& call, int64_t first, int64_t count) {
   LinearCall part = call;
@@ -105,6 +110,12 @@ bool Linear::by_tiles(const LinearCall& call) const {
          call.w->out() % kTileRows == 0;
 }
 
+int64_t Linear::out_block(const LinearCall& call) const {
+  if (!by_tiles(call) || call.w->in() / kTileDepth > kNarrowSteps) return kOutBlock;
+  const int64_t share = call.w->out() / pool_.threads() / kOutBlock * kOutBlock;
+  return std::clamp(share, kOutBlock, kNarrowBlock);
+}
+
 bool Linear::by_bf16_dot(const LinearCall& call) const {
   return bf16_dot_ && call.x.dtype() == DType::bf16 && call.w->weight.dtype() == DType::bf16;
 }
@@ -132,7 +143,7 @@ void Linear::add_few(const LinearCall& call, float*& memory) {
     int64_t sparse = 0;
     for (int64_t r = 0; r < rows; ++r) sparse += is_sparse(call.x.rows(r, 1), w->type);
     if (sparse == rows) {
-      FewRows few{call, memory, 0, w};
+      FewRows few{.call = call, .x = memory, .tasks = 0, .inputs = w};
       few.non_zero = find_non_zero(call.x, memory);
       memory += non_zero_elements(few.non_zero.rows, in);
       few.sums = memory;
@@ -152,7 +163,8 @@ void Linear::add_few(const LinearCall& call, float*& memory) {
     memory += quantised_elements(call);
     return;
   }
-  few_.push_back({call, memory, out_blocks(call)});
+  const int64_t block = out_block(call);
+  few_.push_back({call, memory, out_blocks(call, block), block});
   if (by_tiles(call)) {
     for (int64_t r = 0; r < rows; r += kTileRows) {
       const int64_t some = std::min(kTileRows, rows - r);
@@ -231,7 +243,7 @@ void Linear::run_few(std::span<const LinearCall> calls) {
     for (const FewRows& one : few_) {
       if (task < one.tasks) {
         if (one.inputs) return run_part(one, task);
-        return run_block(one.call, one.x, task * kOutBlock, thread);
+        return run_block(one, task, thread);
       }
       task -= one.tasks;
     }
@@ -269,25 +281,36 @@ void Linear::finish_parts(const FewRows& product) {
   });
 }
 
-void Linear::run_tiles(const LinearCall& call, const float* x, int64_t first, int64_t outs) {
+void Linear::run_tiles(const FewRows& product, int64_t first, int64_t outs) {
+  const LinearCall& call = product.call;
   const int64_t in = call.w->in(), all = call.x.dim(0);
-  alignas(64) float columns[kOutBlock * kTileRows], sums[kTileRows * kOutBlock];
+  alignas(64) float columns[kNarrowBlock * kTileRows], sums[kTileRows * kOutBlock];
   for (int64_t begin = 0; begin < all; begin += kTileRows) {
     const int64_t rows = std::min(kTileRows, all - begin);
     tiles_->unit().few_rows({.weights = call.w->weight.as<BFloat16>() + first * in,
                              .weight_tiles = outs / kTileRows,
-                             .x = reinterpret_cast<const BFloat16*>(x + begin * in / 2),
+                             .x = reinterpret_cast<const BFloat16*>(product.x + begin * in / 2),
                              .rows = rows,
                              .steps = in / kTileDepth,
                              .sums = columns});
-    turn_tile_sums(columns, outs, rows, sums);
-    finish_few_rows(call, begin, rows, first, outs, sums);
+    if (rows == 1) {  // a column as it has to be
+      finish_few_rows(call, begin, 1, first, outs, columns);
+      continue;
+    }
+    for (int64_t o = 0; o < outs; o += kOutBlock) {
+      const int64_t some = std::min(kOutBlock, outs - o);
+      turn_tile_sums(columns + o * rows, some, rows, sums);
+      finish_few_rows(call, begin, rows, first + o, some, sums);
+    }
   }
 }
 
-void Linear::run_block(const LinearCall& call, const float* x, int64_t first, int thread) {
+void Linear::run_block(const FewRows& product, int64_t task, int thread) {
+  const LinearCall& call = product.call;
+  const float* x = product.x;
+  const int64_t first = task * product.block, outs = std::min(product.block, call.w->out() - first);
+  if (by_tiles(call)) return run_tiles(product, first, outs);
   alignas(64) float sums[kFewRows * kOutBlock];
-  const int64_t outs = std::min(kOutBlock, call.w->out() - first);
   if (outs < kOutBlock) std::fill(std::begin(sums), std::end(sums), 0.0f);
   ConstView weight = call.w->weight;
   int64_t first_in_weight = first;
@@ -298,7 +321,6 @@ void Linear::run_block(const LinearCall& call, const float* x, int64_t first, in
     weight = ConstView(values, DType::f32, block.shape());
     first_in_weight = 0;
   }
-  if (by_tiles(call)) return run_tiles(call, x, first, outs);
   for (int64_t row = 0; row < call.x.dim(0); row += kFewRows) {
     const int64_t rows = std::min(kFewRows, call.x.dim(0) - row);
     if (by_bytes(call)) {

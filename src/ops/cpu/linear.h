@@ -38,8 +38,9 @@ class Linear {
   /// A product of few rows.
   struct FewRows {
     LinearCall call;
-    float* x;       ///< in the form that the kernel wants; bf16 products take it as it is
-    int64_t tasks;  ///< blocks of outputs, or parts of segments
+    float* x;                   ///< in the form that the kernel wants; bf16 products take it as it is
+    int64_t tasks;              ///< blocks of outputs, or parts of segments
+    int64_t block = kOutBlock;  ///< outputs
     const InputMajor* inputs = nullptr;  ///< only the weights of non_zero are read
     NonZero non_zero{};
     int64_t part_outs = 0;  ///< of a part
@@ -50,9 +51,10 @@ class Linear {
   void add_bytes(const LinearCall& call, InputBlock* x);
   static void run_part(const FewRows& product, int64_t task);
   void finish_parts(const FewRows& product);
-  void run_tiles(const LinearCall& call, const float* x, int64_t first, int64_t outs);
-  void run_block(const LinearCall& call, const float* x, int64_t first, int thread);
+  void run_tiles(const FewRows& product, int64_t first, int64_t outs);
+  void run_block(const FewRows& product, int64_t task, int thread);
   bool few(const LinearCall& call) const;
+  int64_t out_block(const LinearCall& call) const;
   bool by_bf16_dot(const LinearCall& call) const;
   bool by_tiles(const LinearCall& call) const;
   int64_t input_elements(const LinearCall& call) const;

@@ -234,39 +234,23 @@ RWKVX_AMX void add_values_amx(const TileValues& s) {
 
 /// Of 16 rows of weights in 4 and 5, x in 6 and 7, results in 0 and 1. A tile's rows are as far apart as the
 /// call's rows allow, each the beginning of a stretch of rows that follow: memory is read as 16 long streams.
-/// Where these would be short, they are neighbours.
-template <bool kStreams>
 RWKVX_AMX void few_rows_amx(const TileFewRows& s) {
   constexpr int64_t kAhead = 8 * kTileDepth;  // of each stream
-  constexpr int64_t kFewSteps = 4;            // for which a second sum is not worth adding it
-  const int64_t in = s.steps * kTileDepth, apart = kStreams ? s.weight_tiles : 1;
+  const int64_t in = s.steps * kTileDepth, apart = s.weight_tiles;
   const int64_t stream = apart * in, stream_bytes = 2 * stream;
   const int64_t x_bytes = 4 * s.rows, sums_bytes = x_bytes * apart;
-  const BFloat16* later = s.weights + (kStreams ? kAhead : 0);
+  const BFloat16* later = s.weights + kAhead;
   const auto fetch = [&]() __attribute__((always_inline, target("amx-tile,amx-bf16"))) {
     // Behind the streams' ends there are the next call's.
-    if (kStreams && later == s.weights + stream) later += (kTileRows - 1) * stream;
+    if (later == s.weights + stream) later += (kTileRows - 1) * stream;
 #pragma GCC unroll 16
-    for (int64_t row = 0; row < kTileRows; ++row) {
-      kStreams ? __builtin_prefetch(later + row * stream, 0, 3) : fetch_ahead(later + row * kTileDepth);
-    }
-    later += kStreams ? kTileDepth : kTileElements;
+    for (int64_t row = 0; row < kTileRows; ++row) __builtin_prefetch(later + row * stream, 0, 3);
+    later += kTileDepth;
   };
   for (int64_t tile = 0; tile < s.weight_tiles; ++tile) {
-    const int64_t first = kStreams ? tile : kTileRows * tile;  // row
-    const BFloat16 *a = s.weights + first * in, *b = s.x;
-    float* sums = s.sums + first * s.rows;
+    const BFloat16 *a = s.weights + tile * in, *b = s.x;
+    float* sums = s.sums + tile * s.rows;
     _tile_zero(0);
-    if (s.steps <= kFewSteps) {
-      for (int64_t i = 0; i < s.steps; ++i, a += kTileDepth, b += kTileDepth * s.rows) {
-        _tile_loadd(4, a, stream_bytes);
-        _tile_loadd(6, b, x_bytes);
-        fetch();
-        _tile_dpbf16ps(0, 4, 6);
-      }
-      _tile_stored(0, sums, sums_bytes);
-      continue;
-    }
     _tile_zero(1);
     int64_t i = 0;
     for (; i + 2 <= s.steps; i += 2, a += 2 * kTileDepth, b += 2 * kTileDepth * s.rows) {
@@ -295,14 +279,62 @@ RWKVX_AMX void few_rows_amx(const TileFewRows& s) {
   }
 }
 
+/// Where such streams would be short: tiles of neighbouring rows, which are one stretch of memory, four at a
+/// time, as the results of one would be waited for.
+RWKVX_AMX void few_narrow_rows_amx(const TileFewRows& s) {
+  const int64_t in = s.steps * kTileDepth, weight_bytes = 2 * in, x_bytes = 4 * s.rows;
+  const BFloat16* later = s.weights + kFirstCacheAhead / sizeof(BFloat16);
+  const auto fetch = [&]() __attribute__((always_inline, target("amx-tile,amx-bf16"))) {
+    fetch_tile(later);
+    later += kTileElements;
+  };
+  int64_t tile = 0;
+  for (; tile + 4 <= s.weight_tiles; tile += 4) {
+    const BFloat16 *a = s.weights + tile * kTileRows * in, *b = s.x;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t i = 0; i < s.steps; ++i, a += kTileDepth, b += kTileDepth * s.rows) {
+      _tile_loadd(6, b, x_bytes);
+      _tile_loadd(4, a, weight_bytes);
+      fetch();
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(5, a + kTileRows * in, weight_bytes);
+      fetch();
+      _tile_dpbf16ps(1, 5, 6);
+      _tile_loadd(4, a + 2 * kTileRows * in, weight_bytes);
+      fetch();
+      _tile_dpbf16ps(2, 4, 6);
+      _tile_loadd(5, a + 3 * kTileRows * in, weight_bytes);
+      fetch();
+      _tile_dpbf16ps(3, 5, 6);
+    }
+    float* sums = s.sums + tile * kTileRows * s.rows;
+    _tile_stored(0, sums, x_bytes);
+    _tile_stored(1, sums + kTileRows * s.rows, x_bytes);
+    _tile_stored(2, sums + 2 * kTileRows * s.rows, x_bytes);
+    _tile_stored(3, sums + 3 * kTileRows * s.rows, x_bytes);
+  }
+  for (; tile < s.weight_tiles; ++tile) {
+    const BFloat16 *a = s.weights + tile * kTileRows * in, *b = s.x;
+    _tile_zero(0);
+    for (int64_t i = 0; i < s.steps; ++i, a += kTileDepth, b += kTileDepth * s.rows) {
+      _tile_loadd(6, b, x_bytes);
+      _tile_loadd(4, a, weight_bytes);
+      fetch();
+      _tile_dpbf16ps(0, 4, 6);
+    }
+    _tile_stored(0, s.sums + tile * kTileRows * s.rows, x_bytes);
+  }
+}
+
 RWKVX_AMX void sum_few_rows_amx(const TileFewRows& s) {
-  constexpr int64_t kLongStream = 2048;  // bytes
   TileConfiguration configuration;
-  for (const int tile : {0, 1, 6, 7}) configuration.row_bytes[tile] = static_cast<uint16_t>(4 * s.rows);
+  for (const int tile : {0, 1, 2, 3, 6, 7}) configuration.row_bytes[tile] = static_cast<uint16_t>(4 * s.rows);
   asm volatile("" ::: "memory");
   _tile_loadconfig(&configuration);
-  const bool long_streams = s.weight_tiles * s.steps * kTileDepth * int64_t{sizeof(BFloat16)} >= kLongStream;
-  long_streams ? few_rows_amx<true>(s) : few_rows_amx<false>(s);
+  s.steps <= kNarrowSteps ? few_narrow_rows_amx(s) : few_rows_amx(s);
   asm volatile("" ::: "memory");
   _tile_release();
 }

@@ -47,6 +47,9 @@ struct TileValues {
   float* sums;
 };
 
+/// TileFewRows::steps up to which weights are read as one stretch of memory.
+inline constexpr int64_t kNarrowSteps = 8;
+
 /// Few rows of x: sums [16 · weight_tiles, rows] = weights · xᵀ, with weights as a file holds them.
 struct TileFewRows {
   const BFloat16* weights;  ///< [16 · weight_tiles, 32 · steps]
