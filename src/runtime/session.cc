@@ -72,15 +72,17 @@ void Session::consume(size_t keep, const Progress& progress) {
       const size_t n = std::min(segment, total - done);
       const bool last = done + n == total;
       const SequenceInput input{std::span(pending_).subspan(done, n), &state_};
-      logits_.clear();
+      logits_known_ = false;
       if (last && keep == 0) {
         const Arena::Scope scope(*arena_);
         Ops& ops = model_->ops();
-        const View device = arena_->take(ops.real(), {1, model_->config().vocab});
-        model_->forward(std::span(&input, 1), LogitsOf::last, device, *arena_);
-        next_logits_.resize(static_cast<size_t>(model_->config().vocab));
-        ops.download(device.data(), std::as_writable_bytes(std::span(next_logits_)));
-        logits_.swap(next_logits_);
+        const View host = logits_memory();
+        const View made = ops.reads_host_memory() ? host : arena_->take(host.dtype(), host.shape());
+        model_->forward(std::span(&input, 1), LogitsOf::last, made, *arena_);
+        if (made.data() != host.data()) {
+          ops.download(made.data(), {static_cast<std::byte*>(host.data()), host.bytes()});
+        }
+        logits_known_ = true;
       } else {
         model_->forward(std::span(&input, 1), LogitsOf::none, View(), *arena_);
       }
@@ -94,12 +96,22 @@ void Session::consume(size_t keep, const Progress& progress) {
   drop_consumed();
 }
 
+View Session::logits_memory() {
+  if (!logits_) logits_ = Buffer(DType::f32, {1, model_->config().vocab});
+  return logits_;
+}
+
+std::span<const float> Session::known_logits() const {
+  if (!logits_known_) return {};
+  return {logits_.as<float>(), static_cast<size_t>(model_->config().vocab)};
+}
+
 std::span<const float> Session::logits(const Progress& progress) {
   RWKVX_ASSERT(model_->ops().real() == DType::f32);
   consume(0, progress);
-  if (logits_.empty())
+  if (!logits_known_)
     fail("there is nothing to continue from: the prompt is empty (--prompt, --prompt-file)");
-  return logits_;
+  return known_logits();
 }
 
 Session Session::fork() const {
@@ -107,19 +119,22 @@ Session Session::fork() const {
   copy.state_ = state_.fork();
   copy.arena_ = arena_;
   copy.pending_ = pending_;
-  copy.logits_ = logits_;
+  if (logits_known_) {
+    std::memcpy(copy.logits_memory().data(), logits_.view().data(), logits_.view().bytes());
+    copy.logits_known_ = true;
+  }
   return copy;
 }
 
 void Session::reset() {
   state_.reset();
   pending_.clear();
-  logits_.clear();
+  logits_known_ = false;
 }
 
 void Session::save(const Path& path, std::string_view extra) const {
   const std::string logits =
-      pending_.empty() ? hex(std::as_bytes(std::span(logits_))) : "";  // exact, NaN passes
+      pending_.empty() ? hex(std::as_bytes(known_logits())) : "";  // exact, NaN passes
   const nlohmann::json json = {{"pending", pending_}, {"logits", logits}, {"extra", std::string(extra)}};
   save_state(path, state_, model_->fingerprint(),
              json.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));
@@ -131,7 +146,7 @@ std::string Session::load(const Path& path) {
   try {
     const nlohmann::json json = nlohmann::json::parse(text);
     const auto saved = json.at("pending").get<std::vector<int64_t>>();
-    std::vector<float> logits = floats(json.at("logits").get<std::string>());
+    const std::vector<float> logits = floats(json.at("logits").get<std::string>());
     auto extra = json.at("extra").get<std::string>();
     if (!logits.empty() && static_cast<int64_t>(logits.size()) != model_->config().vocab) {
       fail("{}: the saved logits do not fit the model", path.string());
@@ -142,8 +157,10 @@ std::string Session::load(const Path& path) {
              model_->config().vocab);
       }
     }
+    const View room = logits_memory();
     pending_.assign(saved.begin(), saved.end());
-    logits_ = std::move(logits);
+    std::ranges::copy(logits, room.as<float>());
+    logits_known_ = !logits.empty();
     state_ = std::move(loaded);
     return extra;
   } catch (const nlohmann::json::exception&) {

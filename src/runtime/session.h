@@ -47,13 +47,16 @@ class Session {
 
  private:
   void consume(size_t keep, const Progress& progress);
+  View logits_memory();
+  /// Of the last consumed token; empty when unknown.
+  std::span<const float> known_logits() const;
 
   std::shared_ptr<const Model> model_;
   State state_;
   std::shared_ptr<Arena> arena_;
   std::vector<int32_t> pending_;
-  std::vector<float> logits_;       // of the last consumed token; empty when unknown
-  std::vector<float> next_logits_;  // room
+  Buffer logits_;  // [1, V], made when first needed
+  bool logits_known_ = false;
 };
 
 }  // namespace rwkvx

@@ -10,7 +10,7 @@ constexpr size_t kSmallestBlock = size_t{1} << 20;
 
 View Arena::take(DType dtype, Shape shape) {
   const size_t bytes = (bytes_of(dtype, shape.elements()) + kAlign - 1) / kAlign * kAlign;
-  while (block_ < blocks_.size() && used_ + bytes > blocks_[block_].view().bytes()) {
+  while (block_ < blocks_.size() && used_ + bytes > blocks_[block_].bytes()) {
     ++block_;
     used_ = 0;
   }
@@ -32,7 +32,7 @@ void Arena::rewind(size_t block, size_t used) {
 
 size_t Arena::reserved_bytes() const {
   size_t total = 0;
-  for (const Buffer& b : blocks_) total += b.view().bytes();
+  for (const Buffer& b : blocks_) total += b.bytes();
   return total;
 }
 

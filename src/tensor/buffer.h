@@ -32,6 +32,7 @@ class Buffer {
   ~Buffer() { reset(); }
 
   void reset() noexcept;
+  size_t bytes() const { return bytes_; }
   View view() { return view_; }
   ConstView view() const { return view_; }
   operator View() { return view_; }

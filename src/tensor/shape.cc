@@ -2,23 +2,12 @@
 
 #include <fmt/ranges.h>
 
+#include <bit>
+
 #include "base/assert.h"
 #include "base/checked.h"
 
 namespace rwkvx {
-
-Shape::Shape(std::initializer_list<int64_t> dims) : Shape(std::span(dims.begin(), dims.size())) {}
-
-Shape::Shape(std::span<const int64_t> dims) : rank_(static_cast<int>(dims.size())) {
-  RWKVX_ASSERT(dims.size() <= kMaxRank);
-  for (size_t i = 0; i < dims.size(); ++i) dims_[i] = dims[i];
-}
-
-int64_t Shape::elements() const {
-  int64_t n = 1;
-  for (int64_t d : dims()) n *= d;
-  return n;
-}
 
 bool Shape::operator==(const Shape& other) const { return rank_ == other.rank_ && dims_ == other.dims_; }
 
@@ -44,9 +33,10 @@ std::optional<uint64_t> checked_bytes(DType dtype, int64_t elements) {
   const DTypeInfo& i = info(dtype);
   if (elements < 0) return std::nullopt;
   // A token asks some hundred times, and dividing is slow.
-  if (i.block_elements == 1) return checked_mul(static_cast<uint64_t>(elements), i.block_bytes);
-  if (elements % i.block_elements != 0) return std::nullopt;
-  return checked_mul(static_cast<uint64_t>(elements) / i.block_elements, i.block_bytes);
+  const auto block = static_cast<uint64_t>(i.block_elements);
+  RWKVX_ASSERT(std::has_single_bit(block));
+  if ((static_cast<uint64_t>(elements) & (block - 1)) != 0) return std::nullopt;
+  return checked_mul(static_cast<uint64_t>(elements) >> std::countr_zero(block), i.block_bytes);
 }
 
 uint64_t bytes_of(DType dtype, int64_t elements) {

@@ -7,18 +7,22 @@
 #include <span>
 #include <string>
 
+#include "base/assert.h"
 #include "tensor/dtype.h"
 
 namespace rwkvx {
 
-/// Up to eight dimensions, row-major: the last one is contiguous. A scalar has rank 0 and one element.
+/// Up to four dimensions, row-major: the last one is contiguous. A scalar has rank 0 and one element.
 class Shape {
  public:
-  static constexpr int kMaxRank = 8;
+  static constexpr int kMaxRank = 4;
 
   Shape() = default;
-  Shape(std::initializer_list<int64_t> dims);
-  explicit Shape(std::span<const int64_t> dims);
+  Shape(std::initializer_list<int64_t> dims) : Shape(std::span(dims.begin(), dims.size())) {}
+  explicit Shape(std::span<const int64_t> dims) : rank_(static_cast<int>(dims.size())) {
+    RWKVX_ASSERT(dims.size() <= kMaxRank);
+    for (size_t i = 0; i < dims.size(); ++i) dims_[i] = dims[i];
+  }
 
   int rank() const { return rank_; }
   /// dim(-1) is the last.
@@ -26,7 +30,11 @@ class Shape {
   int64_t operator[](int i) const { return dim(i); }
   std::span<const int64_t> dims() const { return {dims_.data(), static_cast<size_t>(rank_)}; }
   /// Product of all dimensions. Shapes of untrusted files are checked with checked_elements() first.
-  int64_t elements() const;
+  int64_t elements() const {
+    int64_t n = 1;
+    for (const int64_t d : dims()) n *= d;
+    return n;
+  }
   bool operator==(const Shape& other) const;
   /// "[2, 64]"
   std::string str() const;

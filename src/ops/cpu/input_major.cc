@@ -151,9 +151,8 @@ auto with_values(const ConstView& x, Function f) {
   return x.dtype() == DType::bf16 ? f(x.as<BFloat16>()) : f(x.as<float>());
 }
 
-/// `rows` is known where it is 1, the most frequent case.
 template <typename T>
-int64_t list_non_zero(const T* from, int64_t rows, const NonZero& to, int64_t in) {
+int64_t list_rows(const T* from, int64_t rows, const NonZero& to, int64_t in) {
   int64_t count = 0;
   for (int64_t i = 0; i < in; ++i) {  // without a branch, which would be guessed wrongly too often
     float* values = to.values + count * to.rows;
@@ -221,10 +220,8 @@ NonZero find_non_zero(const ConstView& x, float* memory) {
   const int64_t rows = x.dim(0), in = x.dim(1), padded = non_zero_rows(rows);
   NonZero found{padded, 0, reinterpret_cast<int32_t*>(memory + padded * in), memory};
   if (rows < padded) std::fill_n(found.values, padded * in, 0.0f);
-  found.count = with_values(x, [&](const auto* from) {
-    if (rows == 1) return list_non_zero(from, 1, {1, 0, found.indices, found.values}, in);
-    return list_non_zero(from, rows, found, in);
-  });
+  found.count = rows == 1 ? list_non_zero(x, found.indices, found.values)
+                          : with_values(x, [&](const auto* from) { return list_rows(from, rows, found, in); });
   return found;
 }
 

@@ -38,9 +38,8 @@ double sparse_share(DType weight) {
   return fast_in_order ? 0.2 : 0.33;
 }
 /// A row at a time: its result shall not depend on the others.
-bool is_sparse(const ConstView& row, DType weight) {
-  return static_cast<double>(count_non_zero(row)) <=
-         sparse_share(weight) * static_cast<double>(row.elements());
+bool is_sparse(int64_t non_zero, const InputMajor& w) {
+  return static_cast<double>(non_zero) <= sparse_share(w.type) * static_cast<double>(w.in);
 }
 
 /// Rows for which weights are at most read as they lie, and not brought into another order first.
@@ -140,11 +139,15 @@ int64_t Linear::input_elements(const LinearCall& call) const {
 void Linear::add_few(const LinearCall& call, float*& memory) {
   const int64_t rows = call.x.dim(0), in = call.w->in();
   if (const InputMajor* w = by_inputs(call)) {
+    NonZero listed;
+    if (rows == 1) listed = find_non_zero(call.x, memory);
     int64_t sparse = 0;
-    for (int64_t r = 0; r < rows; ++r) sparse += is_sparse(call.x.rows(r, 1), w->type);
+    for (int64_t r = 0; r < rows; ++r) {
+      sparse += is_sparse(rows == 1 ? listed.count : count_non_zero(call.x.rows(r, 1)), *w);
+    }
     if (sparse == rows) {
-      FewRows few{.call = call, .x = memory, .tasks = 0, .inputs = w};
-      few.non_zero = find_non_zero(call.x, memory);
+      if (rows > 1) listed = find_non_zero(call.x, memory);
+      FewRows few{.call = call, .x = nullptr, .tasks = 0, .inputs = w, .non_zero = listed};
       memory += non_zero_elements(few.non_zero.rows, in);
       few.sums = memory;
       memory += kSegments * few.non_zero.rows * w->out;
@@ -165,7 +168,9 @@ void Linear::add_few(const LinearCall& call, float*& memory) {
   }
   const int64_t block = out_block(call);
   few_.push_back({call, memory, out_blocks(call, block), block});
-  if (by_tiles(call)) {
+  if (by_tiles(call) && rows == 1) {  // pair by pair already
+    few_.back().x = static_cast<const float*>(call.x.data());
+  } else if (by_tiles(call)) {
     for (int64_t r = 0; r < rows; r += kTileRows) {
       const int64_t some = std::min(kTileRows, rows - r);
       pair_rows(call.x.rows(r, some), memory + r * in / 2);

@@ -7,7 +7,9 @@
 #include "hwy/foreach_target.h"
 // After foreach_target.h.
 #include <algorithm>
+#include <bit>
 #include <cstring>
+#include <limits>
 
 #include "hwy/cache_control.h"
 #include "ops/cpu/byte_products-inl.h"
@@ -291,32 +293,33 @@ void dot_few_rows_quantised(const PackedBlocks& weight, int64_t first, const Inp
   }
 }
 
+/// Σ of 16 bytes.
+HWY_INLINE int32_t sum_of_bytes(const int8_t* q) {
+  const hn::FixedTag<uint8_t, 16> u8;
+  const hn::FixedTag<uint64_t, 2> u64;
+  const auto raised = hn::Xor(hn::LoadU(u8, reinterpret_cast<const uint8_t*>(q)), hn::Set(u8, 0x80));
+  return static_cast<int32_t>(hn::GetLane(hn::SumOfLanes(u64, hn::SumsOf8(raised)))) - 16 * 128;
+}
+
 template <typename T>
 HWY_INLINE void quantise_block(const T* x, InputBlock& to) {
-  V largest = zero(), check = zero();
+  // Bits of absolute values order as integers do, with those that are not finite at the end.
+  const hn::Rebind<int32_t, F> i32;
+  auto largest = hn::Zero(i32);
   for (int i = 0; i < 32; i += kLanes) {
-    const V v = load(x + i);
-    largest = hn::Max(largest, hn::Abs(v));
-    check = hn::MulAdd(v, zero(), check);  // 0, or NaN where a value is not finite
+    largest = hn::Max(largest, hn::BitCast(i32, hn::Abs(load(x + i))));
   }
-  const float most = hn::GetLane(hn::MaxOfLanes(F(), largest)), zero_or_nan = sum_of_lanes(check);
+  const auto most = std::bit_cast<float>(hn::GetLane(hn::MaxOfLanes(i32, largest)));
   constexpr float kLeast = 1e-30f;  // 127 / most must be finite
-  if (!(zero_or_nan == 0) || most < kLeast) {
+  if (!(most >= kLeast && most < std::numeric_limits<float>::infinity())) {
     std::memset(&to, 0, sizeof to);
-    to.scale = to.scaled_sum = zero_or_nan;
+    to.scale = to.scaled_sum = most * 0.0f;  // 0 or NaN
     return;
   }
   const V inverse = set(127 / most);
   to.scale = most / 127;
-  for (int half = 0; half < 2; ++half) {
-    V sum = zero();
-    for (int i = 16 * half; i < 16 * half + 16; i += kLanes) {
-      const V q = hn::Round(hn::Mul(load(x + i), inverse));
-      store(q, to.q + i);
-      sum = hn::Add(sum, q);
-    }
-    to.sums[half] = static_cast<int32_t>(sum_of_lanes(sum));
-  }
+  for (int i = 0; i < 32; i += kLanes) store(hn::Round(hn::Mul(load(x + i), inverse)), to.q + i);
+  for (int half = 0; half < 2; ++half) to.sums[half] = sum_of_bytes(to.q + 16 * half);
   to.scaled_sum = to.scale * static_cast<float>(to.sums[0] + to.sums[1]);
 }
 

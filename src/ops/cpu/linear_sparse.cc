@@ -112,6 +112,36 @@ void add_inputs_of_type(const InputMajor& w, const NonZero& x, const ListedPart&
   }
 }
 
+HWY_INLINE float value_of(float x) { return x; }
+HWY_INLINE float value_of(BFloat16 x) { return to_float(x); }
+
+int64_t list_non_zero(const ConstView& row, int32_t* indices, float* values) {
+  const hn::Rebind<int32_t, F> i32;
+  const int64_t in = row.elements(), whole = in / kLanes * kLanes;
+  int64_t count = 0;
+  with_real_or_bf16(row.dtype(), row.data(), [&](const auto* x) {
+    auto at = hn::Iota(i32, 0);
+    for (int64_t i = 0; i < whole; i += kLanes, at = hn::Add(at, hn::Set(i32, kLanes))) {
+      const V v = load(x + i);
+      const auto some = hn::Ne(v, zero());  // NaN too
+      // Whole vectors: processors compress slowly to memory.
+      hn::StoreU(hn::Compress(v, some), F(), values + count);
+      hn::StoreU(hn::Compress(at, hn::RebindMask(i32, some)), i32, indices + count);
+      count += static_cast<int64_t>(hn::CountTrue(F(), some));
+    }
+    for (int64_t i = whole; i < in; ++i) {  // there is no room for a vector
+      values[count] = value_of(x[i]);
+      indices[count] = static_cast<int32_t>(i);
+      count += values[count] != 0;
+    }
+  });
+  return count;
+}
+
+void clear_sums(int64_t count, float* sums) {
+  for (int64_t o = 0; o < count; o += kLanes) store(zero(), sums + o);
+}
+
 void add_segments(const float* sums, int64_t stride, int64_t count, float* to) {
   for (int64_t o = 0; o < count; o += kLanes) {
     V total = load(sums + o);
@@ -128,10 +158,12 @@ namespace rwkvx::cpu {
 
 HWY_EXPORT(add_inputs_of_type);
 HWY_EXPORT(add_segments);
+HWY_EXPORT(clear_sums);
+HWY_EXPORT(list_non_zero);
 
 void sum_inputs(const InputMajor& w, const NonZero& x, const SparsePart& part, float* sums) {
   float* to = sums + part.first;
-  for (int64_t r = 0; r < x.rows; ++r) std::fill_n(to + r * w.out, part.outs, 0.0f);
+  for (int64_t r = 0; r < x.rows; ++r) HWY_DYNAMIC_DISPATCH(clear_sums)(part.outs, to + r * w.out);
   const auto listed = [&](int64_t segment) {
     const auto at = std::lower_bound(x.indices, x.indices + x.count, segment_begin(w, segment));
     return at - x.indices;
@@ -140,6 +172,10 @@ void sum_inputs(const InputMajor& w, const NonZero& x, const SparsePart& part, f
   if (inputs.begin == inputs.end) return;
   if (is_quantised(w.type)) return add_inputs_quantised(w, x, inputs, to);
   HWY_DYNAMIC_DISPATCH(add_inputs_of_type)(w, x, inputs, to);
+}
+
+int64_t list_non_zero(const ConstView& row, int32_t* indices, float* values) {
+  return HWY_DYNAMIC_DISPATCH(list_non_zero)(row, indices, values);
 }
 
 void add_segments(const float* sums, int64_t stride, int64_t count, float* to) {

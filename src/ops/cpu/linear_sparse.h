@@ -79,6 +79,8 @@ int64_t non_zero_elements(int64_t rows, int64_t in);
 NonZero find_non_zero(const ConstView& x, float* memory);
 /// How many values of a row are not zero.
 int64_t count_non_zero(const ConstView& row);
+/// What find_non_zero() lists of one row; there is room for all of it. Returns how many.
+int64_t list_non_zero(const ConstView& row, int32_t* indices, float* values);
 
 /// Inputs are summed in so many segments, each by itself, and these in their order: threads share a product
 /// without cutting what an input's outputs have in memory into short pieces, and sums do not depend on how
