@@ -133,8 +133,7 @@ void Session::reset() {
 }
 
 void Session::save(const Path& path, std::string_view extra) const {
-  const std::string logits =
-      pending_.empty() ? hex(std::as_bytes(known_logits())) : "";  // exact, NaN passes
+  const std::string logits = pending_.empty() ? hex(std::as_bytes(known_logits())) : "";  // exact, NaN passes
   const nlohmann::json json = {{"pending", pending_}, {"logits", logits}, {"extra", std::string(extra)}};
   save_state(path, state_, model_->fingerprint(),
              json.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));

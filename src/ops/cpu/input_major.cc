@@ -74,7 +74,8 @@ void put(int q, int64_t o, std::byte* to) {
 template <typename Block>
 void put_scales(const Block& from, const BlockLayout& layout, int64_t o, std::byte* block) {
   for (int p = 0; p < layout.parts(); ++p) {
-    std::byte* scales = block + p * layout.whole_part(kSquare) + layout.part * layout.input(kSquare) + o;
+    std::byte* scales =
+        block + layout.part_scales_at(layout.block, kSquare) + p * layout.part_scales(kSquare) + o;
     if constexpr (requires { from.d_min; }) {
       scales[0] = static_cast<std::byte>(from.scales.sub_scale(p));
       scales[kSquare] = static_cast<std::byte>(from.scales.sub_min(p));
@@ -82,24 +83,27 @@ void put_scales(const Block& from, const BlockLayout& layout, int64_t o, std::by
       scales[0] = static_cast<std::byte>(from.scales[p]);
     }
   }
-  std::byte* last = block + layout.parts() * layout.whole_part(kSquare) + 2 * o;
+  std::byte* last = block + layout.block_scales_at(layout.block, kSquare) + 2 * o;
   std::memcpy(last, &from.d, 2);
   if constexpr (requires { from.d_min; }) std::memcpy(last + 2 * kSquare, &from.d_min, 2);
 }
 
-/// A block of a square's outputs to where they belong, from output o of `width` on: the same lines, only
-/// longer.
-void copy_block(const std::byte* square, const BlockLayout& layout, int64_t width, int64_t o, std::byte* to) {
-  const auto copy_lines = [&](int64_t lines, auto bytes_of) {
-    for (int64_t i = 0; i < lines; ++i, square += bytes_of(kSquare), to += bytes_of(width)) {
-      std::memcpy(to + bytes_of(o), square, static_cast<size_t>(bytes_of(kSquare)));
+/// Block b of a square's outputs to where it belongs, from output o on: the same lines, only longer.
+void copy_block(const std::byte* square, const BlockLayout& layout, int64_t b, int64_t o, InputMajor& w) {
+  auto* memory = static_cast<std::byte*>(w.memory.view().data());
+  const auto copy_lines = [&](int64_t lines, auto bytes_of, int64_t begin) {
+    std::byte* to = memory + begin + b * lines * bytes_of(w.out) + bytes_of(o);
+    for (int64_t i = 0; i < lines; ++i, square += bytes_of(kSquare), to += bytes_of(w.out)) {
+      std::memcpy(to, square, static_cast<size_t>(bytes_of(kSquare)));
     }
   };
-  for (int64_t p = 0; p < layout.parts(); ++p) {
-    copy_lines(layout.part, [&](int64_t outs) { return layout.input(outs); });
-    copy_lines(layout.scales + layout.minima, [](int64_t outs) { return outs; });
-  }
-  copy_lines(layout.minima ? 2 : 1, [](int64_t outs) { return 2 * outs; });
+  copy_lines(
+      layout.block, [&](int64_t outs) { return layout.input(outs); }, 0);
+  copy_lines(
+      layout.parts() * (layout.scales + layout.minima), [](int64_t outs) { return outs; },
+      layout.part_scales_at(w.in, w.out));
+  copy_lines(
+      layout.minima ? 2 : 1, [](int64_t outs) { return 2 * outs; }, layout.block_scales_at(w.in, w.out));
 }
 
 /// The same as turn(), for kQuantisedSquare inputs.
@@ -109,18 +113,16 @@ void turn_blocks(const ConstView& weight, InputMajor& to, int64_t i, int64_t o) 
   const int64_t row_blocks = to.in / kLayout.block;
   const int64_t end = std::min(to.in, i + kQuantisedSquare) / kLayout.block;
   const auto* from = static_cast<const Block*>(weight.data());
-  auto* memory = static_cast<std::byte*>(to.memory.view().data());
   for (int64_t b = i / kLayout.block; b < end; ++b) {
-    std::byte square[kLayout.whole_block(kSquare)] = {};
+    std::byte square[kLayout.end(kLayout.block, kSquare)] = {};
     for (int64_t n = 0; n < kSquare; ++n) {
       const Block& block = from[(o + n) * row_blocks + b];
       for (int64_t k = 0; k < kLayout.block; ++k) {
-        std::byte* part = square + k / kLayout.part * kLayout.whole_part(kSquare);
-        put<kLayout.nibbles>(stored(block, k), n, part + k % kLayout.part * kLayout.input(kSquare));
+        put<kLayout.nibbles>(stored(block, k), n, square + k * kLayout.input(kSquare));
       }
       put_scales(block, kLayout, n, square);
     }
-    copy_block(square, kLayout, to.out, o, memory + b * kLayout.whole_block(to.out));
+    copy_block(square, kLayout, b, o, to);
   }
 }
 
@@ -183,8 +185,7 @@ InputMajor input_major(const ConstView& weight, ThreadPool& pool) {
   to.in = weight.dim(1);
   int64_t bytes = bytes_of(to.type, to.in * to.out);
   if (is_quantised(to.type)) {
-    const BlockLayout layout = block_layout(to.type);
-    bytes = to.in / layout.block * layout.whole_block(to.out);
+    bytes = block_layout(to.type).end(to.in, to.out);
   }
   to.memory = Buffer(DType::u8, {bytes}, slab_allocator());
   const int64_t step = is_quantised(to.type) ? kQuantisedSquare : kSquare;
@@ -220,8 +221,9 @@ NonZero find_non_zero(const ConstView& x, float* memory) {
   const int64_t rows = x.dim(0), in = x.dim(1), padded = non_zero_rows(rows);
   NonZero found{padded, 0, reinterpret_cast<int32_t*>(memory + padded * in), memory};
   if (rows < padded) std::fill_n(found.values, padded * in, 0.0f);
-  found.count = rows == 1 ? list_non_zero(x, found.indices, found.values)
-                          : with_values(x, [&](const auto* from) { return list_rows(from, rows, found, in); });
+  found.count = rows == 1
+                    ? list_non_zero(x, found.indices, found.values)
+                    : with_values(x, [&](const auto* from) { return list_rows(from, rows, found, in); });
   return found;
 }
 

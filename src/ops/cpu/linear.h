@@ -38,7 +38,7 @@ class Linear {
   /// A product of few rows.
   struct FewRows {
     LinearCall call;
-    const float* x; ///< in the form that the kernel wants; bf16 products take it as it is
+    const float* x;             ///< in the form that the kernel wants; bf16 products take it as it is
     int64_t tasks;              ///< blocks of outputs, or parts of segments
     int64_t block = kOutBlock;  ///< outputs
     const InputMajor* inputs = nullptr;  ///< only the weights of non_zero are read

@@ -123,7 +123,7 @@ int64_t list_non_zero(const ConstView& row, int32_t* indices, float* values) {
     auto at = hn::Iota(i32, 0);
     for (int64_t i = 0; i < whole; i += kLanes, at = hn::Add(at, hn::Set(i32, kLanes))) {
       const V v = load(x + i);
-      const auto some = hn::Ne(v, zero());  // NaN too
+      const auto some = hn::Not(hn::Eq(v, zero()));  // NaN too, for which Ne is false
       // Whole vectors: processors compress slowly to memory.
       hn::StoreU(hn::Compress(v, some), F(), values + count);
       hn::StoreU(hn::Compress(at, hn::RebindMask(i32, some)), i32, indices + count);

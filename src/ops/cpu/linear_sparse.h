@@ -14,9 +14,10 @@ namespace rwkvx::cpu {
 inline constexpr int64_t kLine = 64;           ///< bytes of the caches' lines
 inline constexpr int64_t kPairedOutputs = 32;  ///< among which bf16 weights are paired
 
-/// How a quantised type lies in InputMajor: blocks of inputs; a block is parts and then d [out] and
-/// d_min [out], f16; a part is weights [part][out], scales [out] and minima [out], bytes. Every weight is
-/// d · scale · q − d_min · minimum with the file's numbers; what a type lacks takes no room.
+/// How a quantised type lies in InputMajor: weights [in][out]; behind them for each part of the inputs scales
+/// [out] and minima [out], bytes; then for each block d [out] and d_min [out], f16. Of what is read, scales
+/// are most, and so they lie in one piece. Every weight is d · scale · q − d_min · minimum with the file's
+/// numbers; what a type lacks takes no room.
 struct BlockLayout {
   int64_t block, part;  ///< inputs
   bool nibbles;         ///< q without a sign, of 64 outputs the (16 j + i)-th in bits 4 j of 16-bit word i
@@ -28,9 +29,13 @@ struct BlockLayout {
   constexpr int64_t input(int64_t width) const { return nibbles ? width / 2 : width; }
   constexpr int64_t part_scales(int64_t width) const { return (scales + minima) * width; }
   constexpr int64_t block_scales(int64_t width) const { return (minima ? 4 : 2) * width; }
-  constexpr int64_t whole_part(int64_t width) const { return part * input(width) + part_scales(width); }
-  constexpr int64_t whole_block(int64_t width) const {
-    return parts() * whole_part(width) + block_scales(width);
+  /// Where these begin, of a matrix of so many inputs, and where it ends.
+  constexpr int64_t part_scales_at(int64_t in, int64_t width) const { return in * input(width); }
+  constexpr int64_t block_scales_at(int64_t in, int64_t width) const {
+    return part_scales_at(in, width) + in / part * part_scales(width);
+  }
+  constexpr int64_t end(int64_t in, int64_t width) const {
+    return block_scales_at(in, width) + in / block * block_scales(width);
   }
 };
 

@@ -21,25 +21,19 @@ constexpr int64_t kUnit = 64;  // outputs whose nibbles lie together
 template <DType kType>
 struct Blocks {
   static constexpr BlockLayout kLayout = block_layout(kType);
-  const std::byte* data;
-  int64_t width, first;  ///< outputs in memory, and the first one
+  int64_t width;  ///< outputs in memory
+  const std::byte *weights, *scales, *d;
 
-  const std::byte* block(int64_t b) const { return data + b * kLayout.whole_block(width); }
-  /// Parts are counted over all blocks.
-  const std::byte* part(int64_t p) const {
-    return block(p / kLayout.parts()) + p % kLayout.parts() * kLayout.whole_part(width);
-  }
-  const std::byte* input(int64_t i) const {
-    return part(i / kLayout.part) + i % kLayout.part * kLayout.input(width) + kLayout.input(first);
-  }
-  /// A part's scales; its minima lie `width` bytes behind them.
-  const std::byte* part_scales(int64_t p) const {
-    return part(p) + kLayout.part * kLayout.input(width) + first;
-  }
+  Blocks(const InputMajor& w, int64_t first)
+      : width(w.out),
+        weights(w.data() + kLayout.input(first)),
+        scales(w.data() + kLayout.part_scales_at(w.in, w.out) + first),
+        d(w.data() + kLayout.block_scales_at(w.in, w.out) + 2 * first) {}
+  const std::byte* input(int64_t i) const { return weights + i * kLayout.input(width); }
+  /// The p-th part's scales, counted over all blocks; its minima lie `width` bytes behind them.
+  const std::byte* part_scales(int64_t p) const { return scales + p * kLayout.part_scales(width); }
   /// d; d_min lies 2 · width bytes behind it.
-  const std::byte* block_scales(int64_t b) const {
-    return block(b) + kLayout.parts() * kLayout.whole_part(width) + 2 * first;
-  }
+  const std::byte* block_scales(int64_t b) const { return d + b * kLayout.block_scales(width); }
 };
 
 /// Fetches what the inputs of a list need, in their order, ahead of their use. A few lines at a time, between
@@ -214,7 +208,7 @@ HWY_INLINE void add_part(const Blocks<kType>& blocks, int64_t p, const RowInputs
 template <DType kType>
 HWY_INLINE void add_listed(const InputMajor& w, const NonZero& x, const ListedPart& part, float* sums) {
   constexpr BlockLayout kLayout = block_layout(kType);
-  const Blocks<kType> blocks{w.data(), w.out, part.first};
+  const Blocks<kType> blocks(w, part.first);
   const int64_t scales = kLayout.part_scales(kUnit) + kLayout.block_scales(kUnit) / kLayout.parts();
   const int64_t ahead = kFirstCacheAhead / kLayout.input(part.outs);
   RowInputs<kLayout.part> rows[kFewRows];
