@@ -102,10 +102,7 @@ void write_tensor_info(Header& header, const Path& path, const TensorToWrite& t,
     fail("cannot write {}: the name of tensor \"{}\" is longer than the {} bytes that GGUF allows",
          path.string(), shown, kGgufTensorNameLimit);
   }
-  if (t.shape.rank() > kGgufMaxRank) {
-    fail("cannot write {}: tensor \"{}\" has {} dimensions; GGUF allows {}", path.string(), shown,
-         t.shape.rank(), kGgufMaxRank);
-  }
+  static_assert(Shape::kMaxRank <= kGgufMaxRank);
   if (is_quantised(t.dtype) && t.shape.dim(-1) % info(t.dtype).block_elements != 0) {
     fail(
         "cannot write {}: tensor \"{}\" of shape {} has rows that are no multiple of {} elements, as {} "

@@ -1,11 +1,14 @@
 #include "model/weights.h"
 
+#include <algorithm>
+#include <cstring>
 #include <unordered_set>
 
 #include "base/error.h"
 #include "base/hash.h"
 #include "base/log.h"
 #include "tensor/convert.h"
+#include "tensor/host_pages.h"
 #include "tensor/quantise.h"
 
 namespace rwkvx {
@@ -81,6 +84,18 @@ void check_tensors(const Checkpoint& checkpoint) {
   }
 }
 
+namespace {
+
+/// Those are packed into huge pages. In a file's small ones, what is left of a token's weights takes as long
+/// to find as to read.
+bool has_quantised_matrices(const Catalog& catalog) {
+  const auto& tensors = catalog.tensors();
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const CatalogTensor& tensor) { return is_quantised(tensor.data.dtype()); });
+}
+
+}  // namespace
+
 LoadedWeights::LoadedWeights(std::shared_ptr<const Checkpoint> checkpoint, Ops& ops)
     : checkpoint_(std::move(checkpoint)), weights_(config()) {
   check_tensors(*checkpoint_);
@@ -90,14 +105,21 @@ LoadedWeights::LoadedWeights(std::shared_ptr<const Checkpoint> checkpoint, Ops& 
   for (const TensorSpec& spec : tensor_list(config())) {
     if (!is_matrix(spec.role)) vector_elements += spec.shape.elements();
   }
-  vectors_ = Buffer(ops.real(), {vector_elements}, ops.allocator());
+  Allocator& allocator = ops.reads_host_memory() ? slab_allocator() : ops.allocator();
+  vectors_ = Buffer(ops.real(), {vector_elements}, allocator);
+  const bool copied = ops.reads_host_memory() && has_quantised_matrices(catalog);
   Buffer host(ops.real(), {vector_elements});
   int64_t used = 0;
   std::string not_finite;
   Weights::for_each(weights_, config(), [&](const TensorSpec& spec, auto& slot) {
-    const ConstView data = catalog.find(spec.name)->data;
+    ConstView data = catalog.find(spec.name)->data;
     if (not_finite.empty() && count_not_finite(data) > 0) not_finite = spec.name;
     if constexpr (std::is_same_v<std::decay_t<decltype(slot)>, Matrix>) {
+      if (copied && spec.role == Role::low_rank) {
+        Buffer& copy = copies_.emplace_back(data.dtype(), data.shape(), allocator);
+        std::memcpy(copy.view().data(), data.data(), data.bytes());
+        data = copy;
+      }
       try {
         slot = ops.prepare(data, spec.sparse_input);
       } catch (const Error& error) {

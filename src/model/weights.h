@@ -138,7 +138,8 @@ class LoadedWeights {
  private:
   std::shared_ptr<const Checkpoint> checkpoint_;
   Buffer vectors_;
-  Matrix table_;  // of the embedding
+  std::vector<Buffer> copies_;  // of matrices
+  Matrix table_;                // of the embedding
   Weights weights_;
 };
 

@@ -288,45 +288,33 @@ RWKVX_AMX void few_narrow_rows_amx(const TileFewRows& s) {
     fetch_tile(later);
     later += kTileElements;
   };
+  const BFloat16* a = s.weights;
+  float* sums = s.sums;
+#define RWKVX_SUM_TILE(t)                                   \
+  _tile_zero(t);                                            \
+  for (int64_t i = 0; i < s.steps; ++i) {                   \
+    _tile_loadd(6, s.x + i * kTileDepth * s.rows, x_bytes); \
+    _tile_loadd(4, a + i * kTileDepth, weight_bytes);       \
+    fetch();                                                \
+    _tile_dpbf16ps(t, 4, 6);                                \
+  }                                                         \
+  a += kTileRows * in
   int64_t tile = 0;
-  for (; tile + 4 <= s.weight_tiles; tile += 4) {
-    const BFloat16 *a = s.weights + tile * kTileRows * in, *b = s.x;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (int64_t i = 0; i < s.steps; ++i, a += kTileDepth, b += kTileDepth * s.rows) {
-      _tile_loadd(6, b, x_bytes);
-      _tile_loadd(4, a, weight_bytes);
-      fetch();
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(5, a + kTileRows * in, weight_bytes);
-      fetch();
-      _tile_dpbf16ps(1, 5, 6);
-      _tile_loadd(4, a + 2 * kTileRows * in, weight_bytes);
-      fetch();
-      _tile_dpbf16ps(2, 4, 6);
-      _tile_loadd(5, a + 3 * kTileRows * in, weight_bytes);
-      fetch();
-      _tile_dpbf16ps(3, 5, 6);
-    }
-    float* sums = s.sums + tile * kTileRows * s.rows;
+  for (; tile + 4 <= s.weight_tiles; tile += 4, sums += 4 * kTileRows * s.rows) {
+    RWKVX_SUM_TILE(0);
+    RWKVX_SUM_TILE(1);
+    RWKVX_SUM_TILE(2);
+    RWKVX_SUM_TILE(3);
     _tile_stored(0, sums, x_bytes);
     _tile_stored(1, sums + kTileRows * s.rows, x_bytes);
     _tile_stored(2, sums + 2 * kTileRows * s.rows, x_bytes);
     _tile_stored(3, sums + 3 * kTileRows * s.rows, x_bytes);
   }
-  for (; tile < s.weight_tiles; ++tile) {
-    const BFloat16 *a = s.weights + tile * kTileRows * in, *b = s.x;
-    _tile_zero(0);
-    for (int64_t i = 0; i < s.steps; ++i, a += kTileDepth, b += kTileDepth * s.rows) {
-      _tile_loadd(6, b, x_bytes);
-      _tile_loadd(4, a, weight_bytes);
-      fetch();
-      _tile_dpbf16ps(0, 4, 6);
-    }
-    _tile_stored(0, s.sums + tile * kTileRows * s.rows, x_bytes);
+  for (; tile < s.weight_tiles; ++tile, sums += kTileRows * s.rows) {
+    RWKVX_SUM_TILE(0);
+    _tile_stored(0, sums, x_bytes);
   }
+#undef RWKVX_SUM_TILE
 }
 
 RWKVX_AMX void sum_few_rows_amx(const TileFewRows& s) {

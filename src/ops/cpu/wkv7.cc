@@ -155,6 +155,8 @@ void wkv7_step_head(const Wkv7Step& call, int64_t head, int64_t begin, int64_t e
         return step_head_by_tiles(call, head, begin, end, *tiles, state, y);
       }
     }
+    // Comes from memory while the operands are computed.
+    for (int64_t i = 0; i < N * N; i += 16) __builtin_prefetch(state + i, 1, 3);
     step_head(call, head, begin, end, state, y);
   });
 }
