@@ -209,7 +209,7 @@ class Ops {
   virtual Allocator& allocator() = 0;
   /// Of the host, which kernels read and write too, if slowly: for what does not fit into allocator()'s.
   virtual Allocator& host_memory() { return allocator(); }
-  /// Whether kernels read any memory of the host, mapped files too.
+  /// Whether kernels read and write any memory of the host, mapped files too.
   virtual bool reads_host_memory() const { return true; }
   virtual int threads() const { return 1; }  ///< of the host, that it computes with
   /// Whether chunk_attention() takes queries and the weights of softmaxes rounded to bfloat16, as tensor

@@ -15,8 +15,8 @@ inline constexpr int64_t kLine = 64;           ///< bytes of the caches' lines
 inline constexpr int64_t kPairedOutputs = 32;  ///< among which bf16 weights are paired
 
 /// How a quantised type lies in InputMajor: weights [in][out]; behind them for each part of the inputs scales
-/// [out] and minima [out], bytes; then for each block d [out] and d_min [out], f16. Of what is read, scales
-/// are most, and so they lie in one piece. Every weight is d · scale · q − d_min · minimum with the file's
+/// [out] and minima [out], bytes; then for each block d [out] and d_min [out], f16. Nearly all scales are
+/// read, and so they lie in one piece. Every weight is d · scale · q − d_min · minimum with the file's
 /// numbers; what a type lacks takes no room.
 struct BlockLayout {
   int64_t block, part;  ///< inputs

@@ -480,7 +480,7 @@ void wkv7_backward_in_chunks(Gpu& gpu, const Wkv7Call& call, const Wkv7Gradients
   float* maps = nullptr;
   if (segments.most > 1) {
     maps = gpu.scratch()
-               .take(DType::f32, {sequences.count, segments.most, heads, 2, kStateElements})
+               .take(DType::f32, {sequences.count * segments.most, heads, 2, kStateElements})
                .as<float>();
     wkv7_backward_maps(gpu, call, gradients, sequences, segments, maps);
     wkv7_scan_segments(gpu, sequences, heads, segments, true, maps);

@@ -260,7 +260,7 @@ void wkv7_in_chunks(Gpu& gpu, const Wkv7Call& call, const Wkv7Sequences& sequenc
   float* maps = nullptr;
   if (segments.most > 1) {
     maps = gpu.scratch()
-               .take(DType::f32, {sequences.count, segments.most, heads, 2, kStateElements})
+               .take(DType::f32, {sequences.count * segments.most, heads, 2, kStateElements})
                .as<float>();
     launch(gpu, {blocks, kThreadsOf<true>, sizeof(Shared<true>)}, chunks_kernel<true>, inputs_of(call),
            sequences, stride, static_cast<int>(segments.rows), maps, nullptr, nullptr);
