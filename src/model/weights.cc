@@ -25,6 +25,12 @@ bool shape_fits(const TensorSpec& spec, const Shape& found) {
   return found.rank() > 0;
 }
 
+bool has_quantised_matrices(const Catalog& catalog) {
+  const auto& tensors = catalog.tensors();
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const CatalogTensor& tensor) { return is_quantised(tensor.data.dtype()); });
+}
+
 }  // namespace
 
 Shape public_shape(const TensorSpec& spec) {
@@ -84,18 +90,6 @@ void check_tensors(const Checkpoint& checkpoint) {
   }
 }
 
-namespace {
-
-/// Those are packed into huge pages. In a file's small ones, what is left of a token's weights takes as long
-/// to find as to read.
-bool has_quantised_matrices(const Catalog& catalog) {
-  const auto& tensors = catalog.tensors();
-  return std::any_of(tensors.begin(), tensors.end(),
-                     [](const CatalogTensor& tensor) { return is_quantised(tensor.data.dtype()); });
-}
-
-}  // namespace
-
 LoadedWeights::LoadedWeights(std::shared_ptr<const Checkpoint> checkpoint, Ops& ops)
     : checkpoint_(std::move(checkpoint)), weights_(config()) {
   check_tensors(*checkpoint_);
@@ -107,6 +101,8 @@ LoadedWeights::LoadedWeights(std::shared_ptr<const Checkpoint> checkpoint, Ops& 
   }
   Allocator& allocator = ops.reads_host_memory() ? slab_allocator() : ops.allocator();
   vectors_ = Buffer(ops.real(), {vector_elements}, allocator);
+  // Quantised matrices are packed into huge pages. In a file's small ones, what is left of a token's weights
+  // takes as long to find as to read.
   const bool copied = ops.reads_host_memory() && has_quantised_matrices(catalog);
   Buffer host(ops.real(), {vector_elements});
   int64_t used = 0;

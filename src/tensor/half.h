@@ -15,6 +15,8 @@ struct Float16 {
   uint16_t bits;
 };
 
+inline float to_float(float x) { return x; }
+
 inline float to_float(BFloat16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
 
 inline BFloat16 to_bfloat16(float x) {

@@ -95,12 +95,21 @@ T __ldg(const T* p) {
 
 namespace rwkvx::emulated {
 
+extern unsigned lane;
 /// Waits until all threads of the block that have not returned are here.
 void block_barrier();
 /// Waits for the warp; the result points at what its 32 lanes gave, until the next exchange but one.
 inline constexpr size_t kExchangeBytes = 64;
-const std::byte* exchange(const void* mine, size_t bytes);
-unsigned lane();
+std::byte* begin_exchange();
+void warp_barrier();
+template <typename T>
+const std::byte* exchange(const T& mine) {
+  static_assert(sizeof mine <= kExchangeBytes);
+  std::byte* slots = begin_exchange();
+  memcpy(slots + lane * kExchangeBytes, &mine, sizeof mine);
+  warp_barrier();
+  return slots;
+}
 unsigned active_lanes();
 std::byte* dynamic_shared_memory();
 /// Called before (true) and behind every kernel; or empty.
@@ -110,7 +119,7 @@ void require_full_mask(unsigned mask);
 
 template <typename T>
 T from_lane(T mine, unsigned source) {
-  const std::byte* all = exchange(&mine, sizeof mine);
+  const std::byte* all = exchange(mine);
   T value;
   memcpy(&value, all + (source % 32) * kExchangeBytes, sizeof value);
   return value;
@@ -121,37 +130,37 @@ T from_lane(T mine, unsigned source) {
 inline void __syncthreads() { rwkvx::emulated::block_barrier(); }
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
   rwkvx::emulated::require_full_mask(mask);
-  rwkvx::emulated::exchange("", 1);
+  rwkvx::emulated::warp_barrier();
 }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
   rwkvx::emulated::require_full_mask(mask);
-  const unsigned lane = rwkvx::emulated::lane(), w = static_cast<unsigned>(width);
+  const unsigned lane = rwkvx::emulated::lane, w = static_cast<unsigned>(width);
   return rwkvx::emulated::from_lane(value, lane / w * w + static_cast<unsigned>(source) % w);
 }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes, int = 32) {
   rwkvx::emulated::require_full_mask(mask);
-  return rwkvx::emulated::from_lane(value, rwkvx::emulated::lane() ^ static_cast<unsigned>(lanes));
+  return rwkvx::emulated::from_lane(value, rwkvx::emulated::lane ^ static_cast<unsigned>(lanes));
 }
 template <typename T>
 T __shfl_down_sync(unsigned mask, T value, unsigned lanes, int width = 32) {
   rwkvx::emulated::require_full_mask(mask);
-  const unsigned lane = rwkvx::emulated::lane(), w = static_cast<unsigned>(width);
+  const unsigned lane = rwkvx::emulated::lane, w = static_cast<unsigned>(width);
   return rwkvx::emulated::from_lane(value, lane % w + lanes < w ? lane + lanes : lane);
 }
 template <typename T>
 T __shfl_up_sync(unsigned mask, T value, unsigned lanes, int width = 32) {
   rwkvx::emulated::require_full_mask(mask);
-  const unsigned lane = rwkvx::emulated::lane(), w = static_cast<unsigned>(width);
+  const unsigned lane = rwkvx::emulated::lane, w = static_cast<unsigned>(width);
   return rwkvx::emulated::from_lane(value, lane % w >= lanes ? lane - lanes : lane);
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
   rwkvx::emulated::require_full_mask(mask);
   const char mine = predicate != 0;
-  const std::byte* all = rwkvx::emulated::exchange(&mine, 1);
+  const std::byte* all = rwkvx::emulated::exchange(mine);
   unsigned bits = 0;
   for (unsigned i = 0; i < 32; ++i) {
     if ((rwkvx::emulated::active_lanes() >> i & 1u) != 0 &&

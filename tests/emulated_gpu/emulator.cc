@@ -74,9 +74,15 @@ struct Context {
 #endif
 
 namespace rwkvx::emulated {
+
+unsigned lane = 0;
+
 namespace {
 
 constexpr size_t kStackBytes = size_t{256} << 10;
+// Stacks end at places that differ in these bits of their addresses: equal ones would all fall into the same
+// few places of the processor's caches.
+constexpr size_t kStackSpread = size_t{64} << 10, kStackStep = 13 * 64;
 
 [[noreturn]] void stop(const char* why) {
   std::fprintf(stderr, "emulated kernel, block (%u, %u, %u), thread (%u, %u, %u): %s\n", blockIdx.x,
@@ -84,12 +90,11 @@ constexpr size_t kStackBytes = size_t{256} << 10;
   std::abort();
 }
 
-enum class State { ready, at_block_barrier, at_warp_barrier, returned };
+enum class State : std::uint8_t { ready, at_block_barrier, at_warp_barrier, returned };
 
 struct Fiber {
   Context context;
-  std::unique_ptr<std::byte[]> stack{new std::byte[kStackBytes]};
-  State state = State::ready;
+  std::unique_ptr<std::byte[]> stack{new std::byte[kStackBytes + kStackSpread]};
   uint3 thread{};
   unsigned exchanges = 0;  // so far
 };
@@ -101,23 +106,44 @@ struct Warp {
 
 struct Machine {
   std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<State> states;  // of the fibers
   std::vector<Warp> warps;
   std::vector<std::byte> shared;
   Context scheduler;
   const std::function<void()>* thread = nullptr;
   size_t count = 0, current = 0, at_barrier = 0, alive = 0;
+  size_t turn = 0;  // places of find_ready() that had theirs
   bool backwards = false;
 
   Fiber& fiber() { return *fibers[current]; }
   Warp& warp() { return warps[current / 32]; }
 
-  void yield() { fiber().context.switch_to(scheduler); }
+  /// Goes on with the next thread that can, or with run_block() when all have had their turn.
+  void yield() {
+    Context& mine = fiber().context;
+    Context& next = find_ready() ? fiber().context : scheduler;
+    if (&next != &mine) mine.switch_to(next);
+  }
+  /// Makes the next ready thread of this turn the current one. Whole warps, in an order that changes: what
+  /// one warp must not yet read of another is sometimes there and sometimes not.
+  bool find_ready() {
+    for (const size_t places = warps.size() * 32; turn < places; ++turn) {
+      const size_t w = turn / 32, at = (backwards ? warps.size() - 1 - w : w) * 32 + turn % 32;
+      if (at >= count || states[at] != State::ready) continue;
+      current = at;
+      lane = static_cast<unsigned>(at % 32);
+      threadIdx = fibers[at]->thread;
+      ++turn;
+      return true;
+    }
+    return false;
+  }
 
   void release_block() {
     if (at_barrier < alive) return;
     at_barrier = 0;
     for (size_t i = 0; i < count; ++i) {
-      if (fibers[i]->state == State::at_block_barrier) fibers[i]->state = State::ready;
+      if (states[i] == State::at_block_barrier) states[i] = State::ready;
     }
     backwards = !backwards;
   }
@@ -125,7 +151,7 @@ struct Machine {
     if (warps[w].waiting < warps[w].alive) return;
     warps[w].waiting = 0;
     for (size_t i = w * 32; i < std::min(count, w * 32 + 32); ++i) {
-      if (fibers[i]->state == State::at_warp_barrier) fibers[i]->state = State::ready;
+      if (states[i] == State::at_warp_barrier) states[i] = State::ready;
     }
   }
 };
@@ -133,7 +159,7 @@ Machine machine;
 
 void body() {
   (*machine.thread)();
-  machine.fiber().state = State::returned;
+  machine.states[machine.current] = State::returned;
   --machine.alive;
   --machine.warp().alive;
   if (machine.alive > 0) machine.release_block();
@@ -146,6 +172,7 @@ void run_block(dim3 block) {
   m.count = m.alive = static_cast<size_t>(block.x) * block.y * block.z;
   m.at_barrier = 0;
   m.warps.resize((m.count + 31) / 32);
+  m.states.assign(m.count, State::ready);
   while (m.fibers.size() < m.count) m.fibers.push_back(std::make_unique<Fiber>());
   for (size_t w = 0; w < m.warps.size(); ++w) {
     m.warps[w].waiting = 0;
@@ -153,65 +180,41 @@ void run_block(dim3 block) {
   }
   for (size_t i = 0; i < m.count; ++i) {
     Fiber& fiber = *m.fibers[i];
-    fiber.state = State::ready;
     fiber.exchanges = 0;
     const auto n = static_cast<unsigned>(i);
     fiber.thread = {n % block.x, n / block.x % block.y, n / (block.x * block.y)};
-    fiber.context.start(fiber.stack.get(), kStackBytes, body);
+    fiber.context.start(fiber.stack.get(), kStackBytes + i * kStackStep % kStackSpread, body);
   }
   while (m.alive > 0) {
-    bool ran = false;
-    for (size_t i = 0; i < m.count; ++i) {
-      // Whole warps, in an order that changes: what one warp must not yet read of another is sometimes there
-      // and sometimes not.
-      const size_t warps = (m.count + 31) / 32, w = i / 32;
-      const size_t at = (m.backwards ? warps - 1 - w : w) * 32 + i % 32;
-      if (at >= m.count || m.fibers[at]->state != State::ready) continue;
-      ran = true;
-      m.current = at;
-      threadIdx = m.fibers[at]->thread;
-      m.scheduler.switch_to(m.fibers[at]->context);
-    }
-    // A count that is no multiple of 32 leaves indices of the last warp unvisited when running backwards.
-    for (size_t at = 0; at < m.count && !ran; ++at) {
-      if (m.fibers[at]->state != State::ready) continue;
-      ran = true;
-      m.current = at;
-      threadIdx = m.fibers[at]->thread;
-      m.scheduler.switch_to(m.fibers[at]->context);
-    }
-    if (!ran && m.alive > 0) stop("some threads wait at a barrier that the others never reach");
+    m.turn = 0;
+    if (!m.find_ready()) stop("some threads wait at a barrier that the others never reach");
+    m.scheduler.switch_to(m.fiber().context);
   }
 }
 
 }  // namespace
 
 void block_barrier() {
-  machine.fiber().state = State::at_block_barrier;
+  machine.states[machine.current] = State::at_block_barrier;
   ++machine.at_barrier;
   machine.release_block();
   machine.yield();
 }
 
-const std::byte* exchange(const void* mine, size_t bytes) {
-  if (bytes > kExchangeBytes) stop("an exchange of too many bytes");
-  Warp& warp = machine.warp();
-  std::byte* slots = warp.slots[machine.fiber().exchanges++ % 2];
-  memcpy(slots + lane() * kExchangeBytes, mine, bytes);
-  machine.fiber().state = State::at_warp_barrier;
-  ++warp.waiting;
+std::byte* begin_exchange() { return machine.warp().slots[machine.fiber().exchanges++ % 2]; }
+
+void warp_barrier() {
+  machine.states[machine.current] = State::at_warp_barrier;
+  ++machine.warp().waiting;
   machine.release_warp(machine.current / 32);
   machine.yield();
-  return slots;
 }
-
-unsigned lane() { return static_cast<unsigned>(machine.current % 32); }
 
 unsigned active_lanes() {
   unsigned lanes = 0;
   const size_t first = machine.current / 32 * 32;
   for (size_t i = 0; i < 32 && first + i < machine.count; ++i) {
-    if (machine.fibers[first + i]->state != State::returned) lanes |= 1u << i;
+    if (machine.states[first + i] != State::returned) lanes |= 1u << i;
   }
   return lanes;
 }

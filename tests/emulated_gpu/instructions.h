@@ -30,8 +30,8 @@ inline const Operands& of(const std::byte* all, unsigned lane) {
 inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   using namespace emulated_fragments;
   const Operands mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  const std::byte* all = emulated::exchange(&mine, sizeof mine);
-  const unsigned lane = emulated::lane(), g = lane / 4, t = lane % 4;
+  const std::byte* all = emulated::exchange(mine);
+  const unsigned lane = emulated::lane, g = lane / 4, t = lane % 4;
   for (unsigned i = 0; i < 4; ++i) {
     const unsigned upper = i / 2, column = 2 * t + i % 2;
     float sum = 0;
@@ -50,8 +50,8 @@ inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
   using namespace emulated_fragments;
   const auto tf32 = [](uint32_t x) { return __uint_as_float(x & 0xffffe000u); };
   const Operands mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  const std::byte* all = emulated::exchange(&mine, sizeof mine);
-  const unsigned lane = emulated::lane(), g = lane / 4, t = lane % 4;
+  const std::byte* all = emulated::exchange(mine);
+  const unsigned lane = emulated::lane, g = lane / 4, t = lane % 4;
   for (unsigned i = 0; i < 4; ++i) {
     const unsigned upper = i / 2, column = 2 * t + i % 2;
     float sum = 0;
@@ -72,8 +72,8 @@ namespace emulated_fragments {
 
 template <int Count, bool Trans>
 void load_matrices(uint32_t (&r)[Count], const void* row) {
-  const std::byte* all = emulated::exchange(&row, sizeof row);
-  const unsigned lane = emulated::lane();
+  const std::byte* all = emulated::exchange(row);
+  const unsigned lane = emulated::lane;
   for (unsigned m = 0; m < Count; ++m) {
     const auto element = [&](unsigned i, unsigned j) {
       const uint16_t* from;
@@ -169,8 +169,8 @@ template <bool kRowsOfK>
 void wgmma_bf16(float (&d)[8][4], const uint32_t (&a)[4], SharedMatrix b, bool add) {
   using namespace emulated_fragments;
   const Operands mine{{a[0], a[1], a[2], a[3]}, {0, 0}};
-  const std::byte* all = emulated::exchange(&mine, sizeof mine);
-  const unsigned g = emulated::lane() / 4, t = emulated::lane() % 4;
+  const std::byte* all = emulated::exchange(mine);
+  const unsigned g = emulated::lane / 4, t = emulated::lane % 4;
   const auto element = [&](unsigned k, unsigned n) {
     const unsigned row = kRowsOfK ? k : n, column = kRowsOfK ? n : k;
     const auto linear =

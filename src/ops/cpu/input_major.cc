@@ -13,9 +13,6 @@
 namespace rwkvx::cpu {
 namespace {
 
-float to_float(float x) { return x; }
-using rwkvx::to_float;
-
 bool is_zero(float x) { return std::bit_cast<uint32_t>(x) << 1 == 0; }
 bool is_zero(BFloat16 x) { return (x.bits & 0x7fff) == 0; }
 

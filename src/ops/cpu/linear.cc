@@ -135,38 +135,39 @@ int64_t Linear::input_elements(const LinearCall& call) const {
   return listed + (by_bf16_dot(call) ? 0 : rows * padded(call));
 }
 
-/// Brings x into the form that the kernel wants, at `memory`, which moves on.
 void Linear::add_few(const LinearCall& call, float*& memory) {
-  const int64_t rows = call.x.dim(0), in = call.w->in();
-  if (const InputMajor* w = by_inputs(call)) {
-    NonZero listed;
-    if (rows == 1) listed = find_non_zero(call.x, memory);
-    int64_t sparse = 0;
-    for (int64_t r = 0; r < rows; ++r) {
-      sparse += is_sparse(rows == 1 ? listed.count : count_non_zero(call.x.rows(r, 1)), *w);
-    }
-    if (sparse == rows) {
-      if (rows > 1) listed = find_non_zero(call.x, memory);
-      FewRows few{.call = call, .x = nullptr, .tasks = 0, .inputs = w, .non_zero = listed};
-      memory += non_zero_elements(few.non_zero.rows, in);
-      few.sums = memory;
-      memory += kSegments * few.non_zero.rows * w->out;
-      few.part_outs = part_outs(*w, few.non_zero.rows, pool_.threads());
-      few.tasks = kSegments * ((w->out + few.part_outs - 1) / few.part_outs);
-      few_.push_back(few);
-      return;
-    }
-    if (sparse > 0) {
-      for (int64_t r = 0; r < rows; ++r) add_few(rows_of(call, r, 1), memory);
-      return;
-    }
+  const InputMajor* w = by_inputs(call);
+  if (w == nullptr) return add_dense(call, memory);
+  const int64_t rows = call.x.dim(0);
+  if (rows == 1) {
+    const NonZero listed = find_non_zero(call.x, memory);
+    return is_sparse(listed.count, *w) ? add_listed(call, *w, listed, memory) : add_dense(call, memory);
   }
+  int64_t sparse = 0;
+  for (int64_t r = 0; r < rows; ++r) sparse += is_sparse(count_non_zero(call.x.rows(r, 1)), *w);
+  if (sparse == 0) return add_dense(call, memory);
+  if (sparse == rows) return add_listed(call, *w, find_non_zero(call.x, memory), memory);
+  for (int64_t r = 0; r < rows; ++r) add_few(rows_of(call, r, 1), memory);
+}
+
+/// `listed` lies at `memory`.
+void Linear::add_listed(const LinearCall& call, const InputMajor& w, const NonZero& listed, float*& memory) {
+  FewRows few{.call = call, .x = nullptr, .tasks = 0, .inputs = &w, .non_zero = listed};
+  memory += non_zero_elements(listed.rows, w.in);
+  few.sums = memory;
+  memory += kSegments * listed.rows * w.out;
+  few.part_outs = part_outs(w, listed.rows, pool_.threads());
+  few.tasks = kSegments * ((w.out + few.part_outs - 1) / few.part_outs);
+  few_.push_back(few);
+}
+
+void Linear::add_dense(const LinearCall& call, float*& memory) {
   if (by_bytes(call)) {
     add_bytes(call, reinterpret_cast<InputBlock*>(memory));
     memory += quantised_elements(call);
     return;
   }
-  const int64_t block = out_block(call);
+  const int64_t rows = call.x.dim(0), in = call.w->in(), block = out_block(call);
   few_.push_back({call, memory, out_blocks(call, block), block});
   if (by_tiles(call) && rows == 1) {  // pair by pair already
     few_.back().x = static_cast<const float*>(call.x.data());
@@ -310,16 +311,26 @@ void Linear::run_tiles(const FewRows& product, int64_t first, int64_t outs) {
   }
 }
 
+void Linear::run_bytes(const FewRows& product, int64_t first, int64_t outs) {
+  const LinearCall& call = product.call;
+  const int64_t rows = call.x.dim(0);
+  alignas(64) float sums[kCachedRows * kOutBlock];
+  if (outs < kOutBlock) std::fill_n(sums, rows * kOutBlock, 0.0f);
+  dot_rows_quantised(*by_bytes(call), first, reinterpret_cast<const InputBlock*>(product.x), rows, sums);
+  finish_few_rows(call, 0, rows, first, outs, sums);
+}
+
 void Linear::run_block(const FewRows& product, int64_t task, int thread) {
   const LinearCall& call = product.call;
   const float* x = product.x;
   const int64_t first = task * product.block, outs = std::min(product.block, call.w->out() - first);
   if (by_tiles(call)) return run_tiles(product, first, outs);
+  if (by_bytes(call)) return run_bytes(product, first, outs);
   alignas(64) float sums[kFewRows * kOutBlock];
   if (outs < kOutBlock) std::fill(std::begin(sums), std::end(sums), 0.0f);
   ConstView weight = call.w->weight;
   int64_t first_in_weight = first;
-  if (is_quantised(weight.dtype()) && !by_bytes(call)) {
+  if (is_quantised(weight.dtype())) {
     const ConstView block = weight.rows(first, outs);
     float* values = blocks_[static_cast<size_t>(thread)].take<float>(kOutBlock * call.w->in());
     convert(block.data(), block.dtype(), values, DType::f32, block.elements());
@@ -328,10 +339,7 @@ void Linear::run_block(const FewRows& product, int64_t task, int thread) {
   }
   for (int64_t row = 0; row < call.x.dim(0); row += kFewRows) {
     const int64_t rows = std::min(kFewRows, call.x.dim(0) - row);
-    if (by_bytes(call)) {
-      const auto* blocks = reinterpret_cast<const InputBlock*>(x) + row * call.w->in() / 32;
-      dot_few_rows_quantised(*by_bytes(call), first, blocks, rows, sums);
-    } else if (by_bf16_dot(call)) {
+    if (by_bf16_dot(call)) {
       dot_few_rows_bf16(call.w->weight, first, outs, call.x.rows(row, rows).as<BFloat16>(), rows, row > 0,
                         sums);
     } else {

@@ -47,11 +47,15 @@ class Linear {
     float* sums = nullptr;  ///< of the segments [kSegments, non_zero.rows, out]
   };
   void run_few(std::span<const LinearCall> calls);
+  /// Bring x into the form that its kernel wants, at `memory`, which moves on.
   void add_few(const LinearCall& call, float*& memory);
+  void add_listed(const LinearCall& call, const InputMajor& w, const NonZero& listed, float*& memory);
+  void add_dense(const LinearCall& call, float*& memory);
   void add_bytes(const LinearCall& call, InputBlock* x);
   static void run_part(const FewRows& product, int64_t task);
   void finish_parts(const FewRows& product);
   void run_tiles(const FewRows& product, int64_t first, int64_t outs);
+  static void run_bytes(const FewRows& product, int64_t first, int64_t outs);
   void run_block(const FewRows& product, int64_t task, int thread);
   bool few(const LinearCall& call) const;
   int64_t out_block(const LinearCall& call) const;

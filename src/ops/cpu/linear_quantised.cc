@@ -27,49 +27,67 @@ constexpr int64_t kParts = kGroup / kLanes;  // vectors of a unit of the group's
 constexpr int64_t kUnit = 4 * kGroup;        // bytes
 constexpr int64_t kLine = 64;                // of the caches
 
-/// The same for signed weights. VNNI wants one side unsigned and does not saturate: weights + 128, whose part
-/// of the sum the accumulator starts with. The other x86 targets move the sign to x.
-#if HWY_TARGET == HWY_AVX3_DL
-constexpr int32_t kSignedOffset = 128;
-HWY_INLINE VI32 dot_signed(VI32 acc, VU8 w, const int8_t* x) {
-  return dot(acc, hn::Xor(w, hn::Set(U8(), 128)), x);
+/// x's four bytes for every lane, where several vectors of weights are multiplied with them; else they are
+/// read where they are needed.
+template <int kVectors>
+HWY_INLINE auto four_inputs(const int8_t* x) {
+  if constexpr (kVectors == 1) {
+    return x;
+  } else {
+    return broadcast(x);
+  }
 }
-#elif HWY_TARGET == HWY_AVX3
+HWY_INLINE VI8 in_lanes(VI8 x) { return x; }
+HWY_INLINE VI8 in_lanes(const int8_t* x) { return broadcast(x); }
+
+/// dot() for signed weights. VNNI wants one side unsigned and does not saturate: weights + 128, whose part
+/// of the sum the accumulator starts with. The other x86 targets move the sign to x.
+#if HWY_TARGET == HWY_AVX3
 constexpr int32_t kSignedOffset = 0;
-HWY_INLINE VI32 dot_signed(VI32 acc, VU8 w, const int8_t* x) {
-  const __m512i four = broadcast(x).raw;
+template <typename X>
+HWY_INLINE VI32 dot_signed(VI32 acc, VU8 w, X x) {
+  const __m512i four = in_lanes(x).raw;
   const __m512i turned = _mm512_mask_sub_epi8(four, _mm512_movepi8_mask(w.raw), _mm512_setzero_si512(), four);
   const __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(w.raw), turned);
   return hn::Add(acc, VI32{_mm512_madd_epi16(pairs, _mm512_set1_epi16(1))});
 }
 #elif HWY_TARGET == HWY_AVX2
 constexpr int32_t kSignedOffset = 0;
-HWY_INLINE VI32 dot_signed(VI32 acc, VU8 w, const int8_t* x) {
-  const __m256i turned = _mm256_sign_epi8(broadcast(x).raw, w.raw);
+template <typename X>
+HWY_INLINE VI32 dot_signed(VI32 acc, VU8 w, X x) {
+  const __m256i turned = _mm256_sign_epi8(in_lanes(x).raw, w.raw);
   const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w.raw), turned);
   return hn::Add(acc, VI32{_mm256_madd_epi16(pairs, _mm256_set1_epi16(1))});
 }
 #elif HWY_TARGET == HWY_SSE4
 constexpr int32_t kSignedOffset = 0;
-HWY_INLINE VI32 dot_signed(VI32 acc, VU8 w, const int8_t* x) {
-  const __m128i turned = _mm_sign_epi8(broadcast(x).raw, w.raw);
+template <typename X>
+HWY_INLINE VI32 dot_signed(VI32 acc, VU8 w, X x) {
+  const __m128i turned = _mm_sign_epi8(in_lanes(x).raw, w.raw);
   const __m128i pairs = _mm_maddubs_epi16(_mm_abs_epi8(w.raw), turned);
   return hn::Add(acc, VI32{_mm_madd_epi16(pairs, _mm_set1_epi16(1))});
 }
 #else
 constexpr int32_t kSignedOffset = 128;
-HWY_INLINE VI32 dot_signed(VI32 acc, VU8 w, const int8_t* x) {
+template <typename X>
+HWY_INLINE VI32 dot_signed(VI32 acc, VU8 w, X x) {
   return dot(acc, hn::Xor(w, hn::Set(U8(), 128)), x);
 }
 #endif
 
-/// Measured: where arithmetic takes longer, with several rows, weights are wanted in the first cache.
-template <int kRows>
+/// How weights come: from memory in the order in which they lie, and bound by it or, with several rows, by
+/// arithmetic; or from the cache.
+enum class From { memory_bound, memory, cache };
+
+/// Measured: where arithmetic takes longer, weights are wanted in the first cache.
+template <From kFrom>
 HWY_INLINE VU8 load_unit(const std::byte* p) {
-  if (kRows <= 2 || reads_pages_together) {
-    fetch_ahead(p);
-  } else {
-    hwy::Prefetch(p + kFirstCacheAhead);
+  if constexpr (kFrom != From::cache) {
+    if (kFrom == From::memory_bound || reads_pages_together) {
+      fetch_ahead(p);
+    } else {
+      hwy::Prefetch(p + kFirstCacheAhead);
+    }
   }
   return hn::LoadU(U8(), reinterpret_cast<const uint8_t*>(p));
 }
@@ -89,122 +107,185 @@ HWY_INLINE V load_f16(const std::byte* p) { return load(reinterpret_cast<const F
 HWY_INLINE V load_u8(const std::byte* p) { return load(reinterpret_cast<const uint8_t*>(p)); }
 HWY_INLINE V load_i8(const std::byte* p) { return load(reinterpret_cast<const int8_t*>(p)); }
 
-/// What one pass over a group's weights computes: sums of kRows rows of x with one vector of its rows.
-template <int kRows>
-struct Sums {
-  V total[kRows];
-  Sums() { RWKVX_UNROLL for (int r = 0; r < kRows; ++r) total[r] = zero(); }
-  HWY_INLINE void add(int r, VI32 sum, V scale, const InputBlock& x) {
-    total[r] = hn::MulAdd(hn::Mul(as_float(sum), set(x.scale)), scale, total[r]);
+/// What one pass over weights computes: sums of kRows rows of x with kVectors vectors of weight rows, each of
+/// another group. Several of them share what is read of x.
+template <int kVectors, int kRows, From kFrom>
+struct Pass {
+  V total[kVectors][kRows];
+  Pass() {
+    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+      RWKVX_UNROLL for (int r = 0; r < kRows; ++r) total[v][r] = zero();
+    }
+  }
+  HWY_INLINE void add(int v, int r, VI32 sum, V scale, const InputBlock& x) {
+    total[v][r] = hn::MulAdd(hn::Mul(as_float(sum), set(x.scale)), scale, total[v][r]);
   }
 };
+template <int kVectors, int kRows>
+using Accumulators = VI32[kVectors][kRows];
 
-/// Where a block's units and scales lie for one vector of rows.
+/// Where a block's units and scales lie for one vector of rows of the first group.
 struct BlockAt {
   const std::byte* units;
   const std::byte* scales;
-  int64_t lane;  ///< first of the vector's rows in the group
-  const std::byte* unit(int64_t u) const { return units + u * kUnit + 4 * lane; }
-  const std::byte* f16(int64_t at) const { return scales + 2 * kGroup * at + 2 * lane; }
-  const std::byte* bytes(int64_t at) const { return scales + kGroup * at + lane; }
+  int64_t lane;   ///< first of the vector's rows in the group
+  int64_t group;  ///< bytes from a group to the next
+  const std::byte* unit(int v, int64_t u) const { return units + v * group + u * kUnit + 4 * lane; }
+  const std::byte* f16(int v, int64_t at) const { return scales + v * group + 2 * kGroup * at + 2 * lane; }
+  const std::byte* bytes(int v, int64_t at) const { return scales + v * group + kGroup * at + lane; }
 };
 
 /// x: the blocks of kRows rows, `stride` apart.
-template <int kRows>
-HWY_INLINE void add_q8_0(Sums<kRows>& sums, const BlockAt& w, const InputBlock* x, int64_t stride) {
-  VI32 acc[kRows];
+template <int kVectors, int kRows, From kFrom>
+HWY_INLINE void add_q8_0(Pass<kVectors, kRows, kFrom>& pass, const BlockAt& w, const InputBlock* x,
+                         int64_t stride) {
+  Accumulators<kVectors, kRows> acc;
   RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-    const InputBlock& one = x[r * stride];
-    acc[r] = hn::Set(I32(), -kSignedOffset * (one.sums[0] + one.sums[1]));
+    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) acc[v][r] = hn::Set(I32(), x[r * stride].start[0]);
   }
   RWKVX_UNROLL for (int u = 0; u < 8; ++u) {
-    const VU8 unit = load_unit<kRows>(w.unit(u));
-    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) acc[r] = dot_signed(acc[r], unit, x[r * stride].q + 4 * u);
+    VU8 unit[kVectors];
+    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) unit[v] = load_unit<kFrom>(w.unit(v, u));
+    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
+      const auto four = four_inputs<kVectors>(x[r * stride].q + 4 * u);
+      RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) acc[v][r] = dot_signed(acc[v][r], unit[v], four);
+    }
   }
-  const V scale = load_f16(w.f16(0));
-  RWKVX_UNROLL for (int r = 0; r < kRows; ++r) sums.add(r, acc[r], scale, x[r * stride]);
+  RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+    const V scale = load_f16(w.f16(v, 0));
+    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) pass.add(v, r, acc[v][r], scale, x[r * stride]);
+  }
 }
 
-template <int kRows>
-HWY_INLINE void add_q4_0(Sums<kRows>& sums, const BlockAt& w, const InputBlock* x, int64_t stride) {
-  VI32 acc[kRows];
+template <int kVectors, int kRows, From kFrom>
+HWY_INLINE void add_q4_0(Pass<kVectors, kRows, kFrom>& pass, const BlockAt& w, const InputBlock* x,
+                         int64_t stride) {
+  Accumulators<kVectors, kRows> acc;
   RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-    const InputBlock& one = x[r * stride];
-    acc[r] = hn::Set(I32(), -8 * (one.sums[0] + one.sums[1]));
+    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) acc[v][r] = hn::Set(I32(), x[r * stride].start[0]);
   }
   RWKVX_UNROLL for (int u = 0; u < 4; ++u) {
-    const VU8 unit = load_unit<kRows>(w.unit(u)), low = low_bits(unit), high = high_bits(unit);
+    VU8 low[kVectors], high[kVectors];
+    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+      const VU8 unit = load_unit<kFrom>(w.unit(v, u));
+      low[v] = low_bits(unit);
+      high[v] = high_bits(unit);
+    }
     RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-      acc[r] = dot(acc[r], low, x[r * stride].q + 4 * u);
-      acc[r] = dot(acc[r], high, x[r * stride].q + 16 + 4 * u);
+      const auto first = four_inputs<kVectors>(x[r * stride].q + 4 * u);
+      RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) acc[v][r] = dot(acc[v][r], low[v], first);
+      const auto second = four_inputs<kVectors>(x[r * stride].q + 16 + 4 * u);
+      RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) acc[v][r] = dot(acc[v][r], high[v], second);
     }
   }
-  const V scale = load_f16(w.f16(0));
-  RWKVX_UNROLL for (int r = 0; r < kRows; ++r) sums.add(r, acc[r], scale, x[r * stride]);
+  RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+    const V scale = load_f16(w.f16(v, 0));
+    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) pass.add(v, r, acc[v][r], scale, x[r * stride]);
+  }
 }
+
+/// Where a unit has 4 bits for each of two blocks of inputs: how many of these are summed at a time. With two
+/// vectors there are registers for one.
+template <int kVectors>
+constexpr int kHalves = kVectors == 1 ? 2 : 1;
+HWY_INLINE VU8 four_bits(VU8 unit, int half) { return half == 0 ? low_bits(unit) : high_bits(unit); }
 
 /// q4_k and, with a fifth bit, q5_k.
-template <bool kFifthBit, int kRows>
-HWY_INLINE void add_lines(Sums<kRows>& sums, const BlockAt& w, const InputBlock* x, int64_t stride) {
+template <bool kFifthBit, int kVectors, int kRows, From kFrom>
+HWY_INLINE void add_lines(Pass<kVectors, kRows, kFrom>& pass, const BlockAt& w, const InputBlock* x,
+                          int64_t stride) {
   constexpr int kFirst = kFifthBit ? 8 : 0;  // units of fifth bits in front
-  const V d = load_f16(w.f16(0)), d_min = load_f16(w.f16(1));
   for (int pair = 0; pair < 4; ++pair) {
-    VI32 acc[2][kRows];
-    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) acc[0][r] = acc[1][r] = hn::Zero(I32());
-    const InputBlock* here = x + 2 * pair;
-    RWKVX_UNROLL for (int u = 0; u < 8; ++u) {
-      const VU8 unit = load_unit<kRows>(w.unit(kFirst + 8 * pair + u));
-      VU8 low = low_bits(unit), high = high_bits(unit);
-      if constexpr (kFifthBit) {
-        const VU8 fifth = hn::LoadU(U8(), reinterpret_cast<const uint8_t*>(w.unit(u)));
-        low = hn::Or(low, bits_to_4(fifth, 2 * pair, 1));
-        high = hn::Or(high, bits_to_4(fifth, 2 * pair + 1, 1));
+    RWKVX_UNROLL for (int first = 0; first < 2; first += kHalves<kVectors>) {
+      const InputBlock* here = x + 2 * pair + first;
+      Accumulators<kVectors, kRows> acc[kHalves<kVectors>];
+      RWKVX_UNROLL for (auto& half : acc) {
+        RWKVX_UNROLL for (auto& rows : half) {
+          RWKVX_UNROLL for (int r = 0; r < kRows; ++r) rows[r] = hn::Zero(I32());
+        }
       }
-      RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-        acc[0][r] = dot(acc[0][r], low, here[r * stride].q + 4 * u);
-        acc[1][r] = dot(acc[1][r], high, here[r * stride + 1].q + 4 * u);
+      RWKVX_UNROLL for (int u = 0; u < 8; ++u) {
+        VU8 weights[kHalves<kVectors>][kVectors];
+        RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+          const VU8 unit = load_unit<kFrom>(w.unit(v, kFirst + 8 * pair + u));
+          RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
+            weights[h][v] = four_bits(unit, first + h);
+            if constexpr (kFifthBit) {
+              const VU8 fifth = hn::LoadU(U8(), reinterpret_cast<const uint8_t*>(w.unit(v, u)));
+              weights[h][v] = hn::Or(weights[h][v], bits_to_4(fifth, 2 * pair + first + h, 1));
+            }
+          }
+        }
+        RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
+          RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
+            const auto four = four_inputs<kVectors>(here[r * stride + h].q + 4 * u);
+            RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) acc[h][v][r] =
+                dot(acc[h][v][r], weights[h][v], four);
+          }
+        }
       }
-    }
-    RWKVX_UNROLL for (int s = 0; s < 2; ++s) {
-      const V scale = hn::Mul(d, load_u8(w.bytes(4 + 2 * pair + s)));
-      const V min = hn::Mul(d_min, load_u8(w.bytes(12 + 2 * pair + s)));
-      RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-        const InputBlock& one = here[r * stride + s];
-        sums.add(r, acc[s][r], scale, one);
-        sums.total[r] = hn::NegMulAdd(min, set(one.scaled_sum), sums.total[r]);
+      RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+        const V d = load_f16(w.f16(v, 0)), d_min = load_f16(w.f16(v, 1));
+        RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
+          const V scale = hn::Mul(d, load_u8(w.bytes(v, 4 + 2 * pair + first + h)));
+          const V min = hn::Mul(d_min, load_u8(w.bytes(v, 12 + 2 * pair + first + h)));
+          RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
+            const InputBlock& one = here[r * stride + h];
+            pass.add(v, r, acc[h][v][r], scale, one);
+            pass.total[v][r] = hn::NegMulAdd(min, set(one.scaled_sum), pass.total[v][r]);
+          }
+        }
       }
     }
   }
 }
 
-template <int kRows>
-HWY_INLINE void add_q6_k(Sums<kRows>& sums, const BlockAt& w, const InputBlock* x, int64_t stride) {
-  const V d = load_f16(w.f16(0));
+template <int kVectors, int kRows, From kFrom>
+HWY_INLINE void add_q6_k(Pass<kVectors, kRows, kFrom>& pass, const BlockAt& w, const InputBlock* x,
+                         int64_t stride) {
+  // From memory as with several rows: five instructions for each vector of weights, and two streams.
+  constexpr From kUnits = kFrom == From::memory_bound ? From::memory : kFrom;
   for (int half = 0; half < 2; ++half) {
     for (int pair = 0; pair < 2; ++pair) {  // blocks of 32 elements `pair` and pair + 2 of the half
-      const InputBlock* here = x + 4 * half + pair;
       RWKVX_UNROLL for (int part = 0; part < 2; ++part) {  // 16 elements of one scale
-        VI32 acc[2][kRows];
-        RWKVX_UNROLL for (int s = 0; s < 2; ++s) {
-          RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-            acc[s][r] = hn::Set(I32(), -32 * here[r * stride + 2 * s].sums[part]);
+        RWKVX_UNROLL for (int first = 0; first < 2; first += kHalves<kVectors>) {
+          const InputBlock* here = x + 4 * half + pair + 2 * first;
+          Accumulators<kVectors, kRows> acc[kHalves<kVectors>];
+          RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
+            RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
+              RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+                acc[h][v][r] = hn::Set(I32(), here[r * stride + 2 * h].start[part]);
+              }
+            }
           }
-        }
-        RWKVX_UNROLL for (int i = 4 * part; i < 4 * part + 4; ++i) {
-          // As with several rows: five instructions for each vector of weights, and two streams.
-          const VU8 unit = load_unit<kFewRows>(w.unit(16 * half + 8 * pair + i));
-          const VU8 two_bits = load_unit<kFewRows>(w.unit(32 + 8 * half + i));
-          const VU8 low = hn::Or(low_bits(unit), bits_to_4(two_bits, 2 * pair, 3));
-          const VU8 high = hn::Or(high_bits(unit), bits_to_4(two_bits, 2 * pair + 4, 3));
-          RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-            acc[0][r] = dot(acc[0][r], low, here[r * stride].q + 4 * i);
-            acc[1][r] = dot(acc[1][r], high, here[r * stride + 2].q + 4 * i);
+          RWKVX_UNROLL for (int i = 4 * part; i < 4 * part + 4; ++i) {
+            VU8 weights[kHalves<kVectors>][kVectors];
+            RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+              const VU8 unit = load_unit<kUnits>(w.unit(v, 16 * half + 8 * pair + i));
+              const VU8 two_bits = load_unit<kUnits>(w.unit(v, 32 + 8 * half + i));
+              RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
+                weights[h][v] =
+                    hn::Or(four_bits(unit, first + h), bits_to_4(two_bits, 2 * pair + 4 * (first + h), 3));
+              }
+            }
+            RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
+              RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
+                const auto four = four_inputs<kVectors>(here[r * stride + 2 * h].q + 4 * i);
+                RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+                  acc[h][v][r] = dot(acc[h][v][r], weights[h][v], four);
+                }
+              }
+            }
           }
-        }
-        RWKVX_UNROLL for (int s = 0; s < 2; ++s) {
-          const V scale = hn::Mul(d, load_i8(w.bytes(2 + 8 * half + 2 * (pair + 2 * s) + part)));
-          RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-            sums.add(r, acc[s][r], scale, here[r * stride + 2 * s]);
+          RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+            const V d = load_f16(w.f16(v, 0));
+            RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
+              const V scale =
+                  hn::Mul(d, load_i8(w.bytes(v, 2 + 8 * half + 2 * (pair + 2 * (first + h)) + part)));
+              RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
+                pass.add(v, r, acc[h][v][r], scale, here[r * stride + 2 * h]);
+              }
+            }
           }
         }
       }
@@ -212,73 +293,103 @@ HWY_INLINE void add_q6_k(Sums<kRows>& sums, const BlockAt& w, const InputBlock* 
   }
 }
 
-template <DType kType, int kRows>
-HWY_INLINE void add_block(Sums<kRows>& sums, const BlockAt& w, const InputBlock* x, int64_t stride) {
-  if constexpr (kType == DType::q8_0) return add_q8_0(sums, w, x, stride);
-  if constexpr (kType == DType::q4_0) return add_q4_0(sums, w, x, stride);
-  if constexpr (kType == DType::q4_k) return add_lines<false>(sums, w, x, stride);
-  if constexpr (kType == DType::q5_k) return add_lines<true>(sums, w, x, stride);
-  if constexpr (kType == DType::q6_k) return add_q6_k(sums, w, x, stride);
+template <DType kType, typename Pass>
+HWY_INLINE void add_block(Pass& pass, const BlockAt& w, const InputBlock* x, int64_t stride) {
+  if constexpr (kType == DType::q8_0) return add_q8_0(pass, w, x, stride);
+  if constexpr (kType == DType::q4_0) return add_q4_0(pass, w, x, stride);
+  if constexpr (kType == DType::q4_k) return add_lines<false>(pass, w, x, stride);
+  if constexpr (kType == DType::q5_k) return add_lines<true>(pass, w, x, stride);
+  if constexpr (kType == DType::q6_k) return add_q6_k(pass, w, x, stride);
 }
 
-/// One group of weight rows: sums[r · kOutBlock + row of the group].
-template <DType kType, int kRows>
-HWY_INLINE void dot_group(const std::byte* group, int64_t blocks, PackedSizes sizes, const InputBlock* x,
-                          int64_t stride, float* sums) {
+/// Groups of weight rows at `group`, and rows of x.
+struct GroupsAndRows {
+  const std::byte* group;
+  int64_t group_bytes, blocks;
+  PackedSizes sizes;
+  const InputBlock* x;
+  int64_t stride;  ///< from row to row
+  float* sums;     ///< [rows, kOutBlock], from the first group's on
+};
+
+template <DType kType, int kVectors, int kRows, From kFrom>
+HWY_INLINE void dot_groups_and_rows(const GroupsAndRows& of) {
   constexpr int64_t kInputBlocks = kType == DType::q8_0 || kType == DType::q4_0 ? 1 : 8;
   constexpr int64_t kTogether = PackedBlocks::span_blocks(kType);
-  const int64_t span = PackedBlocks::span(kType), units = sizes.interleaved * kGroup;
-  Sums<kRows> part[kParts];
-  for (int64_t b = 0; b < blocks; b += kTogether, group += span) {
-    if constexpr (kRows <= 2 && kType == DType::q5_k) {
+  const int64_t span = PackedBlocks::span(kType), units = of.sizes.interleaved * kGroup;
+  const std::byte* group = of.group;
+  Pass<kVectors, kRows, kFrom> pass[kParts];
+  for (int64_t b = 0; b < of.blocks; b += kTogether, group += span) {
+    if constexpr (kFrom == From::memory_bound && kType == DType::q5_k) {
       // The fifth bits, which load_unit() does not pass over. Nor does it over scales: asking for them too
       // gains nothing.
       for (int64_t at = 0; at < 8 * kUnit; at += kLine) fetch_ahead(group + at);
     }
-    for (int64_t i = 0; i < std::min(kTogether, blocks - b); ++i) {
-      const std::byte* scales = group + kTogether * units + i * sizes.scales * kGroup;
+    for (int64_t i = 0; i < std::min(kTogether, of.blocks - b); ++i) {
+      const std::byte* scales = group + kTogether * units + i * of.sizes.scales * kGroup;
       RWKVX_UNROLL for (int64_t p = 0; p < kParts; ++p) {
-        add_block<kType, kRows>(part[p], {group + i * units, scales, p * kLanes}, x + (b + i) * kInputBlocks,
-                                stride);
+        add_block<kType>(pass[p], {group + i * units, scales, p * kLanes, of.group_bytes},
+                         of.x + (b + i) * kInputBlocks, of.stride);
       }
     }
   }
   RWKVX_UNROLL for (int64_t p = 0; p < kParts; ++p) {
-    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-      store(part[p].total[r], sums + r * kOutBlock + p * kLanes);
+    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+      RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
+        store(pass[p].total[v][r], of.sums + r * kOutBlock + v * kGroup + p * kLanes);
+      }
     }
   }
 }
 
+/// How many rows of x go with one vector of weights and with two: as many as there are registers for.
+/// Narrower vectors, of which there are 16, have none left for a second one.
+constexpr bool kTwoVectors = HWY_TARGET <= HWY_AVX3;
+constexpr int kRowsOfOne = kLanes < 16 ? 2 : 8, kRowsOfTwo = 6;
+
 template <DType kType>
 HWY_INLINE void dot_groups(const PackedBlocks& weight, int64_t first, const InputBlock* x, int64_t rows,
                            float* sums) {
-  const PackedSizes sizes = packed_sizes(kType);
   const int64_t stride = weight.blocks * info(kType).block_elements / 32;
   const int64_t group_bytes = weight.group(), groups = weight.memory.view().elements() / group_bytes;
   const auto* memory = static_cast<const std::byte*>(weight.memory.view().data());
   const int64_t end = std::min(groups, (first + kOutBlock) / kGroup);
-  for (int64_t g = first / kGroup; g < end; ++g) {
-    const std::byte* group = memory + g * group_bytes;
-    const InputBlock* row = x;
-    float* to = sums + g * kGroup - first;
-    int64_t left = rows;
-    // As many rows at once as there are registers for; the group stays in the cache for the others.
-    constexpr int kMost = kLanes < 16 ? 2 : 8;
-    const auto pass = [&]<int kRows>() {
-      for (; left >= kRows; left -= kRows, row += kRows * stride, to += kRows * kOutBlock) {
-        dot_group<kType, kRows>(group, weight.blocks, sizes, row, stride, to);
-      }
-    };
-    if constexpr (kMost >= 8) pass.template operator()<8>();
-    if constexpr (kMost >= 4) pass.template operator()<4>();
-    pass.template operator()<2>();
-    pass.template operator()<1>();
+  const auto pass = [&]<int kVectors, int kRows, From kFrom>(int64_t g, int64_t row) {
+    dot_groups_and_rows<kType, kVectors, kRows, kFrom>({.group = memory + g * group_bytes,
+                                                        .group_bytes = group_bytes,
+                                                        .blocks = weight.blocks,
+                                                        .sizes = packed_sizes(kType),
+                                                        .x = x + row * stride,
+                                                        .stride = stride,
+                                                        .sums = sums + row * kOutBlock + g * kGroup - first});
+  };
+  // From memory group by group: two groups are two streams, which do not come as fast as one.
+  const auto one_group = [&](int64_t g, int64_t row, int64_t to) {
+    if constexpr (kRowsOfOne >= 8) {
+      for (; to - row >= 8; row += 8) pass.template operator()<1, 8, From::memory>(g, row);
+    }
+    for (; to - row >= 2; row += 2) pass.template operator()<1, 2, From::memory_bound>(g, row);
+    for (; row < to; ++row) pass.template operator()<1, 1, From::memory_bound>(g, row);
+  };
+  for (int64_t g = first / kGroup; g < end;) {
+    if (kTwoVectors && rows >= kRowsOfOne + kRowsOfTwo && g + 1 < end) {
+      int64_t row = kRowsOfOne;
+      one_group(g, 0, row);
+      one_group(g + 1, 0, row);
+      for (; rows - row >= kRowsOfTwo; row += kRowsOfTwo)
+        pass.template operator()<2, kRowsOfTwo, From::cache>(g, row);
+      for (; rows - row >= 2; row += 2) pass.template operator()<2, 2, From::cache>(g, row);
+      for (; row < rows; ++row) pass.template operator()<2, 1, From::cache>(g, row);
+      g += 2;
+    } else {
+      one_group(g, 0, rows);
+      ++g;
+    }
   }
 }
 
-void dot_few_rows_quantised(const PackedBlocks& weight, int64_t first, const InputBlock* x, int64_t rows,
-                            float* sums) {
+void dot_rows_quantised(const PackedBlocks& weight, int64_t first, const InputBlock* x, int64_t rows,
+                        float* sums) {
   switch (weight.type) {
     case DType::q8_0:
       return dot_groups<DType::q8_0>(weight, first, x, rows, sums);
@@ -301,8 +412,19 @@ HWY_INLINE int32_t sum_of_bytes(const int8_t* q) {
   return static_cast<int32_t>(hn::GetLane(hn::SumOfLanes(u64, hn::SumsOf8(raised)))) - 16 * 128;
 }
 
+/// What InputBlock::start[] is times the sum of the inputs, where it is of all or of a half.
+struct Starts {
+  int32_t of_all, of_half;
+};
+Starts starts(DType weight) {
+  if (weight == DType::q8_0) return {-kSignedOffset, 0};
+  if (weight == DType::q4_0) return {-8, 0};
+  if (weight == DType::q6_k) return {0, -32};
+  return {0, 0};
+}
+
 template <typename T>
-HWY_INLINE void quantise_block(const T* x, InputBlock& to) {
+HWY_INLINE void quantise_block(const T* x, Starts starts, InputBlock& to) {
   // Bits of absolute values order as integers do, with those that are not finite at the end.
   const hn::Rebind<int32_t, F> i32;
   auto largest = hn::Zero(i32);
@@ -319,13 +441,15 @@ HWY_INLINE void quantise_block(const T* x, InputBlock& to) {
   const V inverse = set(127 / most);
   to.scale = most / 127;
   for (int i = 0; i < 32; i += kLanes) store(hn::Round(hn::Mul(load(x + i), inverse)), to.q + i);
-  for (int half = 0; half < 2; ++half) to.sums[half] = sum_of_bytes(to.q + 16 * half);
-  to.scaled_sum = to.scale * static_cast<float>(to.sums[0] + to.sums[1]);
+  const int32_t halves[] = {sum_of_bytes(to.q), sum_of_bytes(to.q + 16)}, sum = halves[0] + halves[1];
+  for (int i = 0; i < 2; ++i) to.start[i] = starts.of_all * sum + starts.of_half * halves[i];
+  to.scaled_sum = to.scale * static_cast<float>(sum);
 }
 
 void quantise_input(const LinearCall& call, InputBlock* to) {
+  const Starts offsets = starts(call.w->weight.dtype());
   with_real_or_bf16(call.x.dtype(), call.x.data(), [&](auto* x) {
-    for (int64_t i = 0; i < call.x.elements() / 32; ++i) quantise_block(x + 32 * i, to[i]);
+    for (int64_t i = 0; i < call.x.elements() / 32; ++i) quantise_block(x + 32 * i, offsets, to[i]);
   });
 }
 
@@ -336,14 +460,14 @@ HWY_AFTER_NAMESPACE();
 namespace rwkvx::cpu {
 
 HWY_EXPORT(quantise_input);
-HWY_EXPORT(dot_few_rows_quantised);
+HWY_EXPORT(dot_rows_quantised);
 
 void quantise_input(const LinearCall& call, InputBlock* to) {
   HWY_DYNAMIC_DISPATCH(quantise_input)(call, to);
 }
-void dot_few_rows_quantised(const PackedBlocks& weight, int64_t first, const InputBlock* x, int64_t rows,
-                            float* sums) {
-  HWY_DYNAMIC_DISPATCH(dot_few_rows_quantised)(weight, first, x, rows, sums);
+void dot_rows_quantised(const PackedBlocks& weight, int64_t first, const InputBlock* x, int64_t rows,
+                        float* sums) {
+  HWY_DYNAMIC_DISPATCH(dot_rows_quantised)(weight, first, x, rows, sums);
 }
 
 }  // namespace rwkvx::cpu

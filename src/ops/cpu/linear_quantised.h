@@ -3,16 +3,18 @@
 #include "ops/cpu/packed_blocks.h"
 #include "ops/ops.h"
 
-/// Products of few rows with quantised weights: inputs are rounded to 8 bits in blocks of 32, so that
-/// products are sums of bytes, and sums of blocks are scaled and added in float32. Weights are read once for
-/// all rows of x. A row's result does not depend on the rows beside it.
+/// Products with quantised weights, of few rows and of many: inputs are rounded to 8 bits in blocks of 32, so
+/// that products are sums of bytes, and sums of blocks are scaled and added in float32. Weights are read once
+/// for all rows of x. A row's result does not depend on the rows beside it.
 namespace rwkvx::cpu {
 
 /// x[k] ≈ scale · q[k], scale = max|x| / 127.
 struct InputBlock {
   float scale;
   float scaled_sum;  ///< scale · Σ q
-  int32_t sums[2];   ///< Σ q of each half
+  /// What the sums of its products start with, so that weights can be bytes without a sign; one, or for types
+  /// with a scale for every 16 elements one for each half.
+  int32_t start[2];
   int8_t q[32];
 };
 
@@ -20,8 +22,8 @@ struct InputBlock {
 void quantise_input(const LinearCall& call, InputBlock* to);
 
 /// sums [rows, kOutBlock] = x · wᵀ for weight rows first .. first + kOutBlock (those behind the last give
-/// what they like). rows ≤ kFewRows, x what quantise_input() made.
-void dot_few_rows_quantised(const PackedBlocks& weight, int64_t first, const InputBlock* x, int64_t rows,
-                            float* sums);
+/// what they like). x is what quantise_input() made.
+void dot_rows_quantised(const PackedBlocks& weight, int64_t first, const InputBlock* x, int64_t rows,
+                        float* sums);
 
 }  // namespace rwkvx::cpu

@@ -112,9 +112,6 @@ void add_inputs_of_type(const InputMajor& w, const NonZero& x, const ListedPart&
   }
 }
 
-HWY_INLINE float value_of(float x) { return x; }
-HWY_INLINE float value_of(BFloat16 x) { return to_float(x); }
-
 int64_t list_non_zero(const ConstView& row, int32_t* indices, float* values) {
   const hn::Rebind<int32_t, F> i32;
   const int64_t in = row.elements(), whole = in / kLanes * kLanes;
@@ -130,7 +127,7 @@ int64_t list_non_zero(const ConstView& row, int32_t* indices, float* values) {
       count += static_cast<int64_t>(hn::CountTrue(F(), some));
     }
     for (int64_t i = whole; i < in; ++i) {  // there is no room for a vector
-      values[count] = value_of(x[i]);
+      values[count] = to_float(x[i]);
       indices[count] = static_cast<int32_t>(i);
       count += values[count] != 0;
     }

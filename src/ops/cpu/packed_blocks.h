@@ -14,7 +14,7 @@ struct PackedSizes {
 };
 PackedSizes packed_sizes(DType type);
 
-/// A quantised matrix [out, in] in the order that dot_few_rows_quantised() reads it, from begin to end:
+/// A quantised matrix [out, in] in the order that dot_rows_quantised() reads it, from begin to end:
 /// groups of 16 rows, the last filled up with zeros. A group is spans of one block of each row, or two where
 /// blocks are small. A span begins with the bytes of its blocks, interleaved in units of four bytes (byte 4
 /// (16 u + r) + i is byte 4 u + i of row r's), block after block; then come their scales, up to a multiple of
