@@ -2,16 +2,22 @@
 // command a line,
 //   prefill N      N random tokens from an empty state, logits of the last
 //   decode N       N more tokens one by one, with logits for each
-// and each is answered with one line, tokens per second. Ends with the input.
+//   regions N      the same, for token_regions
+// and each is answered with one line: tokens per second, or how many blocks the model has and for each
+// parallel region of a token the time since the one before, its own (medians in µs) and its tasks, as
+// GAP:TIME:TASKS. Ends with the input.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <iostream>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "base/error.h"
+#include "ops/cpu/thread_pool.h"
 #include "runtime/model_loader.h"
 #include "runtime/session.h"
 
@@ -25,6 +31,51 @@ std::vector<int32_t> random_tokens(int64_t count, int64_t vocab, std::mt19937& r
   return tokens;
 }
 
+double median(std::vector<double> of) {
+  std::nth_element(of.begin(), of.begin() + static_cast<std::ptrdiff_t>(of.size() / 2), of.end());
+  return of[of.size() / 2];
+}
+
+/// Decodes `tokens` and prints what their parallel regions took. The last gap, without a region, is what one
+/// thread does behind them.
+void print_regions(Session& session, const std::vector<int32_t>& tokens) {
+  using Clock = std::chrono::steady_clock;
+  const auto microseconds = [](Clock::duration d) {
+    return std::chrono::duration<double, std::micro>(d).count();
+  };
+  std::vector<std::vector<double>> gaps, times;  // of each region, those of all tokens
+  std::vector<int64_t> tasks;
+  for (const int32_t token : tokens) {
+    std::vector<cpu::ThreadPool::Region> regions;
+    regions.reserve(4096);
+    cpu::ThreadPool::regions = &regions;
+    Clock::time_point last = Clock::now();
+    session.append(token);
+    session.logits();
+    cpu::ThreadPool::regions = nullptr;
+    const Clock::time_point end = Clock::now();
+    gaps.resize(regions.size() + 1);
+    times.resize(regions.size());
+    if (!tasks.empty() && tasks.size() != regions.size()) {
+      fail("a token had {} parallel regions, another {}", tasks.size(), regions.size());
+    }
+    tasks.resize(regions.size());
+    for (size_t i = 0; i < regions.size(); ++i) {
+      gaps[i].push_back(microseconds(regions[i].opened - last));
+      times[i].push_back(microseconds(regions[i].closed - regions[i].opened));
+      tasks[i] = regions[i].tasks;
+      last = regions[i].closed;
+    }
+    gaps.back().push_back(microseconds(end - last));
+  }
+  const ModelConfig& config = session.model().config();
+  fmt::print("{} ", config.layers + config.sparse_blocks);
+  for (size_t i = 0; i < times.size(); ++i) {
+    fmt::print("{:.2f}:{:.2f}:{} ", median(gaps[i]), median(times[i]), tasks[i]);
+  }
+  fmt::print("{:.2f}:0:0\n", median(gaps.back()));
+}
+
 void run(const ModelOptions& options) {
   Session session(load_model(options));
   const int64_t vocab = session.model().config().vocab;
@@ -32,11 +83,16 @@ void run(const ModelOptions& options) {
   std::string command;
   int64_t count = 0;
   while (std::cin >> command >> count) {
-    if ((command != "prefill" && command != "decode") || count < 1) {
-      fail("{} {}: the commands are prefill N and decode N", printable(command), count);
+    if ((command != "prefill" && command != "decode" && command != "regions") || count < 1) {
+      fail("{} {}: the commands are prefill N, decode N and regions N", printable(command), count);
     }
     if (command == "prefill") session.reset();
     const std::vector<int32_t> tokens = random_tokens(count, vocab, random);
+    if (command == "regions") {
+      print_regions(session, tokens);
+      std::fflush(stdout);
+      continue;
+    }
     const auto start = std::chrono::steady_clock::now();
     if (command == "prefill") {
       session.append(tokens);

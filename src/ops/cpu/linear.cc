@@ -46,6 +46,8 @@ bool is_sparse(int64_t non_zero, const InputMajor& w) {
 constexpr int64_t kMostFewRows = 32;
 /// Rows whose inputs as bytes stay in a core's cache while it goes through weights.
 constexpr int64_t kCachedRows = 128;
+/// Of these, rows and outputs for which sums are taken at a time from weights in the first cache.
+constexpr int64_t kCachedBytesRows = 24, kCachedBytesOuts = 32;
 /// Inputs whose rounding is worth a thread.
 constexpr int64_t kWorthThread = 1 << 15;
 
@@ -313,11 +315,27 @@ void Linear::run_tiles(const FewRows& product, int64_t first, int64_t outs) {
 
 void Linear::run_bytes(const FewRows& product, int64_t first, int64_t outs) {
   const LinearCall& call = product.call;
-  const int64_t rows = call.x.dim(0);
-  alignas(64) float sums[kCachedRows * kOutBlock];
-  if (outs < kOutBlock) std::fill_n(sums, rows * kOutBlock, 0.0f);
-  dot_rows_quantised(*by_bytes(call), first, reinterpret_cast<const InputBlock*>(product.x), rows, sums);
-  finish_few_rows(call, 0, rows, first, outs, sums);
+  const int64_t all = call.x.dim(0), row_blocks = call.w->in() / 32;
+  const auto* x = reinterpret_cast<const InputBlock*>(product.x);
+  alignas(64) float sums[kCachedBytesRows * kOutBlock];
+  // Few rows read weights from memory; the others of many find fewer of them, and their sums, in the first
+  // cache.
+  const int64_t some = all <= kFewRows ? outs : kCachedBytesOuts;
+  for (int64_t o = first; o < first + outs; o += some) {
+    const int64_t here = std::min(some, first + outs - o);
+    for (int64_t row = 0, rows; row < all; row += rows) {
+      rows = std::min(row == 0 ? kFewRows : kCachedBytesRows, all - row);
+      if (here < kGroup) std::fill_n(sums, rows * kOutBlock, 0.0f);
+      dot_rows_quantised({.weight = by_bytes(call),
+                          .first = o,
+                          .outs = here,
+                          .x = x + row * row_blocks,
+                          .rows = rows,
+                          .cached = row > 0,
+                          .sums = sums});
+      finish_few_rows(call, row, rows, o, here, sums);
+    }
+  }
 }
 
 void Linear::run_block(const FewRows& product, int64_t task, int thread) {

@@ -348,59 +348,54 @@ constexpr bool kTwoVectors = HWY_TARGET <= HWY_AVX3;
 constexpr int kRowsOfOne = kLanes < 16 ? 2 : 8, kRowsOfTwo = 6;
 
 template <DType kType>
-HWY_INLINE void dot_groups(const PackedBlocks& weight, int64_t first, const InputBlock* x, int64_t rows,
-                           float* sums) {
+HWY_INLINE void dot_groups(const RowsAndBlocks& of) {
+  const PackedBlocks& weight = *of.weight;
   const int64_t stride = weight.blocks * info(kType).block_elements / 32;
   const int64_t group_bytes = weight.group(), groups = weight.memory.view().elements() / group_bytes;
   const auto* memory = static_cast<const std::byte*>(weight.memory.view().data());
-  const int64_t end = std::min(groups, (first + kOutBlock) / kGroup);
-  const auto pass = [&]<int kVectors, int kRows, From kFrom>(int64_t g, int64_t row) {
-    dot_groups_and_rows<kType, kVectors, kRows, kFrom>({.group = memory + g * group_bytes,
-                                                        .group_bytes = group_bytes,
-                                                        .blocks = weight.blocks,
-                                                        .sizes = packed_sizes(kType),
-                                                        .x = x + row * stride,
-                                                        .stride = stride,
-                                                        .sums = sums + row * kOutBlock + g * kGroup - first});
-  };
-  // From memory group by group: two groups are two streams, which do not come as fast as one.
-  const auto one_group = [&](int64_t g, int64_t row, int64_t to) {
-    if constexpr (kRowsOfOne >= 8) {
-      for (; to - row >= 8; row += 8) pass.template operator()<1, 8, From::memory>(g, row);
+  const int64_t begin = of.first / kGroup;
+  const int64_t end = std::min(groups, (of.first + of.outs + kGroup - 1) / kGroup);
+  int64_t row = 0;
+  const auto pass = [&]<int kVectors, int kRows, From kFrom>(int64_t g) {
+    for (; of.rows - row >= kRows; row += kRows) {
+      dot_groups_and_rows<kType, kVectors, kRows, kFrom>(
+          {.group = memory + g * group_bytes,
+           .group_bytes = group_bytes,
+           .blocks = weight.blocks,
+           .sizes = packed_sizes(kType),
+           .x = of.x + row * stride,
+           .stride = stride,
+           .sums = of.sums + row * kOutBlock + (g - begin) * kGroup});
     }
-    for (; to - row >= 2; row += 2) pass.template operator()<1, 2, From::memory_bound>(g, row);
-    for (; row < to; ++row) pass.template operator()<1, 1, From::memory_bound>(g, row);
   };
-  for (int64_t g = first / kGroup; g < end;) {
-    if (kTwoVectors && rows >= kRowsOfOne + kRowsOfTwo && g + 1 < end) {
-      int64_t row = kRowsOfOne;
-      one_group(g, 0, row);
-      one_group(g + 1, 0, row);
-      for (; rows - row >= kRowsOfTwo; row += kRowsOfTwo)
-        pass.template operator()<2, kRowsOfTwo, From::cache>(g, row);
-      for (; rows - row >= 2; row += 2) pass.template operator()<2, 2, From::cache>(g, row);
-      for (; row < rows; ++row) pass.template operator()<2, 1, From::cache>(g, row);
-      g += 2;
-    } else {
-      one_group(g, 0, rows);
-      ++g;
+  int64_t g = begin;
+  if constexpr (kTwoVectors) {
+    // From the cache only: two groups are two streams, and memory does not deliver them as fast as one.
+    for (; of.cached && g + 1 < end; g += 2, row = 0) {
+      pass.template operator()<2, kRowsOfTwo, From::cache>(g);
+      pass.template operator()<2, 2, From::cache>(g);
+      pass.template operator()<2, 1, From::cache>(g);
     }
+  }
+  for (; g < end; ++g, row = 0) {
+    if constexpr (kRowsOfOne > 2) pass.template operator()<1, kRowsOfOne, From::memory>(g);
+    pass.template operator()<1, 2, From::memory_bound>(g);
+    pass.template operator()<1, 1, From::memory_bound>(g);
   }
 }
 
-void dot_rows_quantised(const PackedBlocks& weight, int64_t first, const InputBlock* x, int64_t rows,
-                        float* sums) {
-  switch (weight.type) {
+void dot_rows_quantised(const RowsAndBlocks& of) {
+  switch (of.weight->type) {
     case DType::q8_0:
-      return dot_groups<DType::q8_0>(weight, first, x, rows, sums);
+      return dot_groups<DType::q8_0>(of);
     case DType::q4_0:
-      return dot_groups<DType::q4_0>(weight, first, x, rows, sums);
+      return dot_groups<DType::q4_0>(of);
     case DType::q4_k:
-      return dot_groups<DType::q4_k>(weight, first, x, rows, sums);
+      return dot_groups<DType::q4_k>(of);
     case DType::q5_k:
-      return dot_groups<DType::q5_k>(weight, first, x, rows, sums);
+      return dot_groups<DType::q5_k>(of);
     default:
-      return dot_groups<DType::q6_k>(weight, first, x, rows, sums);
+      return dot_groups<DType::q6_k>(of);
   }
 }
 
@@ -427,6 +422,8 @@ template <typename T>
 HWY_INLINE void quantise_block(const T* x, Starts starts, InputBlock& to) {
   // Bits of absolute values order as integers do, with those that are not finite at the end.
   const hn::Rebind<int32_t, F> i32;
+  const hn::Rebind<uint32_t, F> u32;
+  const hn::Rebind<uint8_t, F> u8;
   auto largest = hn::Zero(i32);
   for (int i = 0; i < 32; i += kLanes) {
     largest = hn::Max(largest, hn::BitCast(i32, hn::Abs(load(x + i))));
@@ -440,7 +437,12 @@ HWY_INLINE void quantise_block(const T* x, Starts starts, InputBlock& to) {
   }
   const V inverse = set(127 / most);
   to.scale = most / 127;
-  for (int i = 0; i < 32; i += kLanes) store(hn::Round(hn::Mul(load(x + i), inverse)), to.q + i);
+  for (int i = 0; i < 32; i += kLanes) {
+    // The sum's last bit stands for 1, so that its last byte is the rounded number.
+    const V rounded = hn::Add(hn::Mul(load(x + i), inverse), set(0x1.8p23f));
+    const auto bytes = hn::TruncateTo(u8, hn::BitCast(u32, rounded));
+    hn::StoreU(bytes, u8, reinterpret_cast<uint8_t*>(to.q + i));
+  }
   const int32_t halves[] = {sum_of_bytes(to.q), sum_of_bytes(to.q + 16)}, sum = halves[0] + halves[1];
   for (int i = 0; i < 2; ++i) to.start[i] = starts.of_all * sum + starts.of_half * halves[i];
   to.scaled_sum = to.scale * static_cast<float>(sum);
@@ -465,10 +467,7 @@ HWY_EXPORT(dot_rows_quantised);
 void quantise_input(const LinearCall& call, InputBlock* to) {
   HWY_DYNAMIC_DISPATCH(quantise_input)(call, to);
 }
-void dot_rows_quantised(const PackedBlocks& weight, int64_t first, const InputBlock* x, int64_t rows,
-                        float* sums) {
-  HWY_DYNAMIC_DISPATCH(dot_rows_quantised)(weight, first, x, rows, sums);
-}
+void dot_rows_quantised(const RowsAndBlocks& of) { HWY_DYNAMIC_DISPATCH(dot_rows_quantised)(of); }
 
 }  // namespace rwkvx::cpu
 #endif

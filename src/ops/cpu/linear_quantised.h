@@ -21,9 +21,16 @@ struct InputBlock {
 /// call.x as blocks [rows, in / 32]. Values that are not finite give scales that are NaN.
 void quantise_input(const LinearCall& call, InputBlock* to);
 
-/// sums [rows, kOutBlock] = x · wᵀ for weight rows first .. first + kOutBlock (those behind the last give
-/// what they like). x is what quantise_input() made.
-void dot_rows_quantised(const PackedBlocks& weight, int64_t first, const InputBlock* x, int64_t rows,
-                        float* sums);
+/// sums [rows, kOutBlock] = x · wᵀ for weight rows first .. first + outs (those behind the last give what
+/// they like), first in multiples of kGroup, outs ≤ kOutBlock.
+struct RowsAndBlocks {
+  const PackedBlocks* weight;
+  int64_t first, outs;
+  const InputBlock* x;  ///< what quantise_input() made
+  int64_t rows;
+  bool cached;  ///< the weights, by other rows before
+  float* sums;
+};
+void dot_rows_quantised(const RowsAndBlocks& of);
 
 }  // namespace rwkvx::cpu

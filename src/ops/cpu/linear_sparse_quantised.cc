@@ -36,61 +36,6 @@ struct Blocks {
   const std::byte* block_scales(int64_t b) const { return d + b * kLayout.block_scales(width); }
 };
 
-/// Fetches what the inputs of a list need, in their order, ahead of their use. A few lines at a time, between
-/// products: many at once would be waited for, and nothing would be on its way during the products.
-template <DType kType>
-class Fetcher {
- public:
-  /// From the list's next-th input on, of `outs` outputs.
-  Fetcher(const Blocks<kType>& blocks, const NonZero& x, int64_t next, int64_t outs)
-      : blocks_(blocks), x_(x), next_(next), outs_(outs) {}
-
-  /// `lines` more, but none of the list's inputs from `end` on.
-  HWY_INLINE void fetch(int64_t lines, int64_t end) {
-    for (; lines > 0; --lines) {
-      if (pending_ == 0) {
-        if (next_ >= std::min(end, x_.count)) return;
-        begin_input(x_.indices[next_++]);
-      }
-      Range& range = ranges_[pending_ - 1];
-      prefetch(range.from);
-      range.from += kLine;
-      pending_ -= range.from >= range.end;
-    }
-  }
-
- private:
-  struct Range {
-    const std::byte *from, *end;
-  };
-  void begin_input(int64_t i) {
-    if (i / kLayout.block != block_) {
-      block_ = i / kLayout.block;
-      const std::byte* d = blocks_.block_scales(block_);
-      add(d, 2 * outs_);
-      if (kLayout.minima) add(d + 2 * blocks_.width, 2 * outs_);
-    }
-    if (kLayout.scales && i / kLayout.part != part_) {
-      part_ = i / kLayout.part;
-      const std::byte* scales = blocks_.part_scales(part_);
-      add(scales, outs_);
-      if (kLayout.minima) add(scales + blocks_.width, outs_);
-    }
-    add(blocks_.input(i), kLayout.input(outs_));
-  }
-  void add(const std::byte* from, int64_t bytes) {
-    ranges_[pending_++] = {from - reinterpret_cast<uintptr_t>(from) % kLine, from + bytes};
-  }
-
-  static constexpr BlockLayout kLayout = block_layout(kType);
-  const Blocks<kType>& blocks_;
-  const NonZero& x_;
-  int64_t next_, outs_;
-  int64_t block_ = -1, part_ = -1;  // whose scales were fetched
-  Range ranges_[5];
-  int64_t pending_ = 0;  // of them
-};
-
 constexpr int kVectors = 4;  // that are computed together, one for each nibble of a word
 
 /// Of the lowest four bits of each lane, less the offset.
@@ -142,87 +87,120 @@ HWY_INLINE void load_scales(const Blocks<kType>& blocks, int64_t p, int64_t o, i
   }
 }
 
-/// What a row has in one part of the inputs that is not zero.
+constexpr int64_t kPartsAhead = 4;
+
+/// Of outputs o … and parts behind the p-th, which are read one after another.
+template <DType kType>
+HWY_INLINE void fetch_scales(const Blocks<kType>& blocks, int64_t p, int64_t o) {
+  constexpr BlockLayout kLayout = block_layout(kType);
+  const std::byte* d =
+      blocks.block_scales((p + std::max(kPartsAhead, kLayout.parts())) / kLayout.parts()) + 2 * o;
+  for (int64_t line = 0; line < 2 * kUnit; line += kLine) {
+    prefetch_first(d + line);
+    if constexpr (kLayout.minima) prefetch_first(d + 2 * blocks.width + line);
+  }
+  if constexpr (kLayout.scales) {
+    const std::byte* part = blocks.part_scales(p + kPartsAhead) + o;
+    prefetch_first(part);
+    if constexpr (kLayout.minima) prefetch_first(part + blocks.width);
+  }
+}
+
+/// What is not zero of a row in one part, and where the weights lie that are fetched meanwhile.
 template <int64_t kPart>
 struct RowInputs {
   int64_t count;
   float sum;
   float values[kPart];
-  const std::byte* weights[kPart];
+  const std::byte *weights[kPart], *next[kPart];
 };
 
-/// Of `count` inputs of the list from the n-th on. Each row gets its own alone: of several rows' inputs, most
-/// are zero in one of them.
-template <DType kType, int64_t kPart>
-HWY_INLINE void part_rows(const Blocks<kType>& blocks, const NonZero& x, int64_t n, int64_t count,
-                          RowInputs<kPart>* rows) {
-  for (int64_t r = 0; r < x.rows; ++r) {
-    rows[r].count = 0;
-    rows[r].sum = 0;
-  }
-  for (int64_t k = n; k < n + count; ++k) {
-    const std::byte* weights = blocks.input(x.indices[k]);
-    for (int64_t r = 0; r < x.rows; ++r) {  // without a branch, as in find_non_zero()
-      RowInputs<kPart>& row = rows[r];
-      const float value = x.values[k * x.rows + r];
-      row.values[row.count] = value;
-      row.weights[row.count] = weights;
-      row.sum += value;
-      row.count += value != 0;
-    }
-  }
-}
-
-/// sums += weights of part p · rows, for `outs` outputs; fetch() is called for every unit of them.
-template <DType kType, int64_t kPart, typename Fetch>
-HWY_INLINE void add_part(const Blocks<kType>& blocks, int64_t p, const RowInputs<kPart>* rows,
-                         int64_t row_count, int64_t outs, float* sums, Fetch fetch) {
+/// sums += weights of part p · row, for `outs` outputs. kCount: inputs of the row, or 0 for any number.
+template <DType kType, int kCount, int64_t kPart>
+HWY_INLINE void add_row(const Blocks<kType>& blocks, int64_t p, const RowInputs<kPart>& row, bool first_row,
+                        int64_t outs, float* sums) {
   constexpr BlockLayout kLayout = block_layout(kType);
+  const int64_t count = kCount > 0 ? kCount : row.count;
   for (int64_t o = 0; o < outs; o += kUnit) {
-    fetch();
+    RWKVX_UNROLL for (int64_t k = 0; k < count; ++k) prefetch_first(row.next[k] + kLayout.input(o));
+    if (first_row) fetch_scales(blocks, p, o);
     for (int64_t i = 0; i < 16; i += kLanes) {
-      V scale[kVectors], minimum[kVectors];
+      V scale[kVectors], minimum[kVectors], sum[kVectors];
+      RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) sum[v] = zero();
+      RWKVX_UNROLL for (int64_t k = 0; k < count; ++k) {
+        V weight[kVectors];
+        load_weights<kType>(row.weights[k], o, i, weight);
+        const V value = set(row.values[k]);
+        RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) sum[v] = hn::MulAdd(weight[v], value, sum[v]);
+      }
       load_scales(blocks, p, o, i, scale, minimum);
-      for (int64_t r = 0; r < row_count; ++r) {
-        const RowInputs<kPart>& row = rows[r];
-        if (row.count == 0) continue;
-        V sum[kVectors];
-        RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) sum[v] = zero();
-        for (int64_t k = 0; k < row.count; ++k) {
-          V weight[kVectors];
-          load_weights<kType>(row.weights[k], o, i, weight);
-          const V value = set(row.values[k]);
-          RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) sum[v] = hn::MulAdd(weight[v], value, sum[v]);
-        }
-        RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
-          float* to = sums + r * blocks.width + o + 16 * v + i;
-          V total = hn::MulAdd(sum[v], scale[v], load(to));
-          if constexpr (kLayout.minima) total = hn::NegMulAdd(minimum[v], set(row.sum), total);
-          store(total, to);
-        }
+      RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+        float* to = sums + o + 16 * v + i;
+        V total = hn::MulAdd(sum[v], scale[v], load(to));
+        if constexpr (kLayout.minima) total = hn::NegMulAdd(minimum[v], set(row.sum), total);
+        store(total, to);
       }
     }
   }
 }
 
+/// A loop over few inputs is guessed wrongly too often: code of its own for each number of them.
+template <DType kType, int64_t kPart>
+void add_row_of_any(const Blocks<kType>& blocks, int64_t p, const RowInputs<kPart>& row, bool first_row,
+                    int64_t outs, float* sums) {
+  switch (row.count) {
+    case 0:
+      return;
+    case 1:
+      return add_row<kType, 1>(blocks, p, row, first_row, outs, sums);
+    case 2:
+      return add_row<kType, 2>(blocks, p, row, first_row, outs, sums);
+    case 3:
+      return add_row<kType, 3>(blocks, p, row, first_row, outs, sums);
+    case 4:
+      return add_row<kType, 4>(blocks, p, row, first_row, outs, sums);
+    case 5:
+      return add_row<kType, 5>(blocks, p, row, first_row, outs, sums);
+    case 6:
+      return add_row<kType, 6>(blocks, p, row, first_row, outs, sums);
+    default:
+      return add_row<kType, 0>(blocks, p, row, first_row, outs, sums);
+  }
+}
+
+/// Each row gets its own inputs alone: of several rows' inputs, most are zero in one of them.
 template <DType kType>
 HWY_INLINE void add_listed(const InputMajor& w, const NonZero& x, const ListedPart& part, float* sums) {
   constexpr BlockLayout kLayout = block_layout(kType);
   const Blocks<kType> blocks(w, part.first);
-  const int64_t scales = kLayout.part_scales(kUnit) + kLayout.block_scales(kUnit) / kLayout.parts();
-  const int64_t ahead = kFirstCacheAhead / kLayout.input(part.outs);
-  RowInputs<kLayout.part> rows[kFewRows];
-  Fetcher<kType> fetcher(blocks, x, part.begin, part.outs);
-  fetcher.fetch(kFirstCacheAhead / kLine, part.begin + ahead);
-  for (int64_t n = part.begin; n < part.end;) {
+  const int64_t bytes = kLayout.input(part.outs), ahead = kFirstCacheAhead / bytes;
+  for (int64_t n = part.begin; n < std::min(part.begin + ahead, part.end); ++n) {
+    for (int64_t at = 0; at < bytes; at += kLine) prefetch_first(blocks.input(x.indices[n]) + at);
+  }
+  const int64_t first = x.indices[part.begin] / kLayout.part;
+  for (int64_t p = first - kPartsAhead; p < first; ++p) {
+    for (int64_t o = 0; o < part.outs; o += kUnit) fetch_scales(blocks, p, o);
+  }
+  RowInputs<kLayout.part> row;
+  for (int64_t n = part.begin, end; n < part.end; n = end) {
     const int64_t p = x.indices[n] / kLayout.part;
-    int64_t count = 1;  // inputs of this part
-    while (n + count < part.end && x.indices[n + count] / kLayout.part == p) ++count;
-    // What this part took, and one more to get ahead.
-    const int64_t lines = (count * kLayout.input(kUnit) + scales) / kLine + 1;
-    part_rows(blocks, x, n, count, rows);
-    add_part(blocks, p, rows, x.rows, part.outs, sums, [&] { fetcher.fetch(lines, n + count + ahead); });
-    n += count;
+    end = n + 1;
+    while (end < part.end && x.indices[end] / kLayout.part == p) ++end;
+    for (int64_t r = 0; r < x.rows; ++r) {
+      int64_t count = 0;
+      float sum = 0;
+      for (int64_t k = n; k < end; ++k) {  // without a branch, as in find_non_zero()
+        const float value = x.values[k * x.rows + r];
+        row.values[count] = value;
+        row.weights[count] = blocks.input(x.indices[k]);
+        row.next[count] = blocks.input(x.indices[std::min(k + ahead, x.count - 1)]);
+        sum += value;
+        count += value != 0;
+      }
+      row.count = count;
+      row.sum = sum;
+      add_row_of_any(blocks, p, row, r == 0, part.outs, sums + r * w.out);
+    }
   }
 }
 

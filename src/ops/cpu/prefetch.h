@@ -4,10 +4,13 @@
 
 namespace rwkvx::cpu {
 
-/// Into the second cache: more of such requests can be on their way than of those into the first. Always
-/// inlined: to GCC a function that only does this has no effect, and it drops calls from code for other
-/// instruction sets.
+/// Into the second cache: of Intel's processors, more of such requests can be on their way than of those into
+/// the first. Always inlined: to GCC a function that only does this has no effect, and it drops calls from
+/// code for other instruction sets.
 [[gnu::always_inline]] inline void prefetch(const void* line) { __builtin_prefetch(line, 0, 2); }
+
+/// Into the first cache.
+[[gnu::always_inline]] inline void prefetch_first(const void* line) { __builtin_prefetch(line, 0, 3); }
 
 /// How many bytes ahead a long stream is fetched into the first cache, and into the second.
 inline constexpr int64_t kFirstCacheAhead = 8192, kSecondCacheAhead = 4096;

@@ -84,6 +84,20 @@ void ThreadPool::run(int64_t count, Call call, const void* context, bool stretch
     for (int64_t task = 0; task < count; ++task) call(context, task, 0);
     return;
   }
+  if (regions == nullptr) {
+    open(count, call, context, stretches);
+    close();
+  } else {
+    Region& region = regions->emplace_back(std::chrono::steady_clock::now());
+    open(count, call, context, stretches);
+    close();
+    region.closed = std::chrono::steady_clock::now();
+    region.tasks = count;
+  }
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+}
+
+void ThreadPool::open(int64_t count, Call call, const void* context, bool stretches) {
   call_ = call;
   context_ = context;
   count_ = count;
@@ -99,6 +113,9 @@ void ThreadPool::run(int64_t count, Call call, const void* context, bool stretch
   }
   ++epoch_;
   epoch_.notify_all();
+}
+
+void ThreadPool::close() {
   take_tasks(0);
   ++epoch_;
   // Whoever came inside before the job was closed sees it through; who comes now sees that it is closed.
@@ -111,7 +128,6 @@ void ThreadPool::run(int64_t count, Call call, const void* context, bool stretch
       inside_.wait(inside);
     }
   }
-  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
 void ThreadPool::work(int thread) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <mutex>
@@ -57,6 +58,14 @@ class ThreadPool {
     run(parts, [&](int64_t part, int) { body(count * part / parts, count * (part + 1) / parts); });
   }
 
+  /// When run() opened and closed a parallel region of several tasks.
+  struct Region {
+    std::chrono::steady_clock::time_point opened, closed;
+    int64_t tasks;
+  };
+  /// For benchmarks: where every pool's run() notes its regions while this is not null.
+  static inline std::vector<Region>* regions = nullptr;
+
  private:
   using Call = void (*)(const void* context, int64_t task, int thread);
   template <typename Body>
@@ -69,6 +78,8 @@ class ThreadPool {
   };
   void stop();
   void run(int64_t count, Call call, const void* context, bool stretches);
+  void open(int64_t count, Call call, const void* context, bool stretches);
+  void close();
   void work(int thread);
   void take_tasks(int thread) noexcept;
   void take_stretches(int thread);
