@@ -6,9 +6,9 @@ namespace rwkvx {
 
 struct Expansion {
   int64_t sparse_blocks = 0;
-  CheckpointOptions chunks;   ///< else the defaults of ModelConfig
-  std::string sparse_after;   ///< as place_sparse_blocks() takes it
-  bool copy_outputs = false;  ///< copy `att.output` and `ffn.value` too: for comparison
+  CheckpointOptions chunks = {};  ///< else the defaults of ModelConfig
+  std::string sparse_after = {};  ///< as place_sparse_blocks() takes it
+  bool copy_outputs = false;      ///< copy `att.output` and `ffn.value` too: for comparison
 };
 
 /// Block expansion (LLaMA Pro, arXiv 2401.02415; RWKV-X, arXiv 2504.21463): an RWKV-7 model with sparse

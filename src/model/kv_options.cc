@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "base/error.h"
+#include "tensor/file_allocator.h"
 
 namespace rwkvx {
 namespace {
@@ -67,6 +68,7 @@ void KvOptions::check(int64_t chunk_size) const {
   if (dtype && *dtype != DType::f32 && *dtype != DType::bf16 && *dtype != DType::i8 && *dtype != DType::f64) {
     fail("keys and values cannot be kept as {} (f32, bf16 or i8)", rwkvx::name(*dtype));
   }
+  if (policy == KvPolicy::disk) const FileAllocator can_be_made(disk_folder());
   if (policy != KvPolicy::bounded) return;
   if (window < 1 || max > kMostTokens) {
     fail("{}: the window must be at least 1 token and MAX at most {}", flag, kMostTokens);
@@ -79,6 +81,8 @@ void KvOptions::check(int64_t chunk_size) const {
          flag, max, min, window);
   }
 }
+
+Path KvOptions::disk_folder() const { return folder.empty() ? temporary_folder() : folder; }
 
 std::string KvOptions::policy_text() const {
   switch (policy) {

@@ -38,7 +38,7 @@ struct KvOptions {
   KvPolicy policy = KvPolicy::full;
   /// f32, bf16 or i8; nothing: Ops::kv_type() of the weights that make them.
   std::optional<DType> dtype;
-  Path folder;  ///< of `disk`'s file; empty: temporary_folder()
+  Path folder;  ///< of `disk`'s file; empty: see disk_folder()
   /// Of `host`: 10⁹ bytes of a GPU's memory for copies of chunks that were read lately, for a whole sequence.
   double near_gb = 2;
 
@@ -50,8 +50,11 @@ struct KvOptions {
   Selection selection = Selection::mean;
   int64_t part = 64;  ///< tokens; a divisor of the chunk size, or no less than it
 
-  /// Errors: bounds that leave no room, parts that do not divide the chunk size.
+  /// Errors: bounds that leave no room, parts that do not divide the chunk size, no folder that a file can be
+  /// made in.
   void check(int64_t chunk_size) const;
+  /// `folder`, or temporary_folder().
+  Path disk_folder() const;
   /// What a page keeps sums of: `part`, or 0 where it is not needed.
   int64_t part_of(int64_t chunk_size) const {
     return selection == Selection::max && part < chunk_size ? part : 0;

@@ -13,7 +13,7 @@ KvMemory::KvMemory(const KvOptions& options, Ops& ops, int64_t stores) : memory_
     near_bytes_ = static_cast<uint64_t>(1e9 * options.near_gb / static_cast<double>(stores));
   }
   if (options.policy != KvPolicy::disk) return;
-  file_.emplace(options.folder.empty() ? temporary_folder() : options.folder);
+  file_.emplace(options.disk_folder());
   observer_.file = &*file_;
 }
 

@@ -26,12 +26,19 @@ uint64_t next_model() {
   return count++;
 }
 
+KvOptions checked(KvOptions kv, int64_t chunk_size) {
+  kv.check(chunk_size);
+  return kv;
+}
+
 }  // namespace
 
 Model::Model(std::shared_ptr<const Checkpoint> checkpoint, std::shared_ptr<Ops> ops, KvOptions kv)
-    : ops_(std::move(ops)), id_(next_model()), kv_(std::move(kv)), weights_(std::move(checkpoint), *ops_) {
+    : ops_(std::move(ops)),
+      id_(next_model()),
+      kv_(checked(std::move(kv), checkpoint->config.chunk_size)),
+      weights_(std::move(checkpoint), *ops_) {
   order_ = block_order(config());
-  kv_.check(config().chunk_size);
   if (!kv_.dtype && config().sparse_blocks > 0) {
     kv_.dtype = ops_->kv_type(weights_.weights().sparse.front().att.key.weight.dtype());
   }

@@ -96,11 +96,11 @@ struct Wkv7Output {
 struct NormShift {
   ConstView x, gain, bias;
   float eps = 1e-5f;
-  View normed;                 ///< [R, C] real: n
+  View normed = {};            ///< [R, C] real: n
   bool normed_needed = false;  ///< otherwise normed is room for a temporary and holds anything afterwards
-  ConstView mix;
-  std::span<const int64_t> offsets;
-  std::span<void* const> last;
+  ConstView mix = {};
+  std::span<const int64_t> offsets = {};
+  std::span<void* const> last = {};
   std::span<const View> y;
 };
 

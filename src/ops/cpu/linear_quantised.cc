@@ -95,11 +95,27 @@ HWY_INLINE VU8 low_bits(VU8 v) { return hn::And(v, hn::Set(U8(), 15)); }
 HWY_INLINE VU8 high_bits(VU8 v) {
   return hn::And(hn::BitCast(U8(), hn::ShiftRight<4>(hn::BitCast(U16(), v))), hn::Set(U8(), 15));
 }
-/// Bits `from` of each byte on, as many as `mask` has, moved to bit 4 on.
-HWY_INLINE VU8 bits_to_4(VU8 v, int from, uint8_t mask) {
-  const auto low = hn::ShiftRightSame(hn::BitCast(U16(), v), from);
-  return hn::BitCast(
-      U8(), hn::ShiftLeft<4>(hn::BitCast(U16(), hn::And(hn::BitCast(U8(), low), hn::Set(U8(), mask)))));
+/// four | bits of each byte of `more` from `from` on, as many as `mask` has, moved to bit 4 on. In one step
+/// where the compiler knows how far, which is so with weights from the cache; from memory, shorter code is
+/// faster.
+template <From kFrom>
+HWY_INLINE VU8 add_bits(VU8 four, VU8 more, int from, uint8_t mask) {
+  const auto wide = hn::BitCast(U16(), more);
+  if constexpr (kFrom == From::cache) {
+    const auto moved = from < 4 ? hn::ShiftLeftSame(wide, 4 - from) : hn::ShiftRightSame(wide, from - 4);
+    return hn::OrAnd(four, hn::BitCast(U8(), moved), hn::Set(U8(), static_cast<uint8_t>(mask << 4)));
+  } else {
+    const auto low = hn::And(hn::BitCast(U8(), hn::ShiftRightSame(wide, from)), hn::Set(U8(), mask));
+    return hn::Or(four, hn::BitCast(U8(), hn::ShiftLeft<4>(hn::BitCast(U16(), low))));
+  }
+}
+template <From kFrom, int kPairs, typename Add>
+HWY_INLINE void for_pairs(Add add) {
+  if constexpr (kFrom == From::cache) {
+    RWKVX_UNROLL for (int pair = 0; pair < kPairs; ++pair) add(pair);
+  } else {
+    for (int pair = 0; pair < kPairs; ++pair) add(pair);
+  }
 }
 
 HWY_INLINE V as_float(VI32 v) { return hn::ConvertTo(F(), v); }
@@ -190,49 +206,106 @@ template <int kVectors>
 constexpr int kHalves = kVectors == 1 ? 2 : 1;
 HWY_INLINE VU8 four_bits(VU8 unit, int half) { return half == 0 ? low_bits(unit) : high_bits(unit); }
 
-/// q4_k and, with a fifth bit, q5_k.
+/// A pair of blocks of 32 elements of q4_k and, with a fifth bit, q5_k.
+template <bool kFifthBit, int kVectors, int kRows, From kFrom>
+HWY_INLINE void add_pair(Pass<kVectors, kRows, kFrom>& pass, const BlockAt& w, const InputBlock* x,
+                         int64_t stride, int pair) {
+  constexpr int kFirst = kFifthBit ? 8 : 0;  // units of fifth bits in front
+  RWKVX_UNROLL for (int first = 0; first < 2; first += kHalves<kVectors>) {
+    const InputBlock* here = x + 2 * pair + first;
+    Accumulators<kVectors, kRows> acc[kHalves<kVectors>];
+    RWKVX_UNROLL for (auto& half : acc) {
+      RWKVX_UNROLL for (auto& rows : half) {
+        RWKVX_UNROLL for (int r = 0; r < kRows; ++r) rows[r] = hn::Zero(I32());
+      }
+    }
+    RWKVX_UNROLL for (int u = 0; u < 8; ++u) {
+      VU8 weights[kHalves<kVectors>][kVectors];
+      RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+        const VU8 unit = load_unit<kFrom>(w.unit(v, kFirst + 8 * pair + u));
+        RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
+          weights[h][v] = four_bits(unit, first + h);
+          if constexpr (kFifthBit) {
+            const VU8 fifth = hn::LoadU(U8(), reinterpret_cast<const uint8_t*>(w.unit(v, u)));
+            weights[h][v] = add_bits<kFrom>(weights[h][v], fifth, 2 * pair + first + h, 1);
+          }
+        }
+      }
+      RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
+        RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
+          const auto four = four_inputs<kVectors>(here[r * stride + h].q + 4 * u);
+          RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) acc[h][v][r] =
+              dot(acc[h][v][r], weights[h][v], four);
+        }
+      }
+    }
+    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+      const V d = load_f16(w.f16(v, 0)), d_min = load_f16(w.f16(v, 1));
+      RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
+        const V scale = hn::Mul(d, load_u8(w.bytes(v, 4 + 2 * pair + first + h)));
+        const V min = hn::Mul(d_min, load_u8(w.bytes(v, 12 + 2 * pair + first + h)));
+        RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
+          const InputBlock& one = here[r * stride + h];
+          pass.add(v, r, acc[h][v][r], scale, one);
+          pass.total[v][r] = hn::NegMulAdd(min, set(one.scaled_sum), pass.total[v][r]);
+        }
+      }
+    }
+  }
+}
+
 template <bool kFifthBit, int kVectors, int kRows, From kFrom>
 HWY_INLINE void add_lines(Pass<kVectors, kRows, kFrom>& pass, const BlockAt& w, const InputBlock* x,
                           int64_t stride) {
-  constexpr int kFirst = kFifthBit ? 8 : 0;  // units of fifth bits in front
-  for (int pair = 0; pair < 4; ++pair) {
+  if constexpr (kFifthBit) {
+    for_pairs<kFrom, 4>([&](int pair) HWY_ATTR { add_pair<true>(pass, w, x, stride, pair); });
+  } else {
+    for (int pair = 0; pair < 4; ++pair) add_pair<false>(pass, w, x, stride, pair);
+  }
+}
+
+/// Blocks of 32 elements `pair` and pair + 2 of a half of q6_k.
+template <int kVectors, int kRows, From kFrom>
+HWY_INLINE void add_q6_k_pair(Pass<kVectors, kRows, kFrom>& pass, const BlockAt& w, const InputBlock* x,
+                              int64_t stride, int half, int pair) {
+  // From memory as with several rows: five instructions for each vector of weights, and two streams.
+  constexpr From kUnits = kFrom == From::memory_bound ? From::memory : kFrom;
+  RWKVX_UNROLL for (int part = 0; part < 2; ++part) {  // 16 elements of one scale
     RWKVX_UNROLL for (int first = 0; first < 2; first += kHalves<kVectors>) {
-      const InputBlock* here = x + 2 * pair + first;
+      const InputBlock* here = x + 4 * half + pair + 2 * first;
       Accumulators<kVectors, kRows> acc[kHalves<kVectors>];
-      RWKVX_UNROLL for (auto& half : acc) {
-        RWKVX_UNROLL for (auto& rows : half) {
-          RWKVX_UNROLL for (int r = 0; r < kRows; ++r) rows[r] = hn::Zero(I32());
+      RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
+        RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
+          RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+            acc[h][v][r] = hn::Set(I32(), here[r * stride + 2 * h].start[part]);
+          }
         }
       }
-      RWKVX_UNROLL for (int u = 0; u < 8; ++u) {
+      RWKVX_UNROLL for (int i = 4 * part; i < 4 * part + 4; ++i) {
         VU8 weights[kHalves<kVectors>][kVectors];
         RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
-          const VU8 unit = load_unit<kFrom>(w.unit(v, kFirst + 8 * pair + u));
+          const VU8 unit = load_unit<kUnits>(w.unit(v, 16 * half + 8 * pair + i));
+          const VU8 two_bits = load_unit<kUnits>(w.unit(v, 32 + 8 * half + i));
           RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
-            weights[h][v] = four_bits(unit, first + h);
-            if constexpr (kFifthBit) {
-              const VU8 fifth = hn::LoadU(U8(), reinterpret_cast<const uint8_t*>(w.unit(v, u)));
-              weights[h][v] = hn::Or(weights[h][v], bits_to_4(fifth, 2 * pair + first + h, 1));
-            }
+            weights[h][v] =
+                add_bits<kFrom>(four_bits(unit, first + h), two_bits, 2 * pair + 4 * (first + h), 3);
           }
         }
         RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
           RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
-            const auto four = four_inputs<kVectors>(here[r * stride + h].q + 4 * u);
-            RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) acc[h][v][r] =
-                dot(acc[h][v][r], weights[h][v], four);
+            const auto four = four_inputs<kVectors>(here[r * stride + 2 * h].q + 4 * i);
+            RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+              acc[h][v][r] = dot(acc[h][v][r], weights[h][v], four);
+            }
           }
         }
       }
       RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
-        const V d = load_f16(w.f16(v, 0)), d_min = load_f16(w.f16(v, 1));
+        const V d = load_f16(w.f16(v, 0));
         RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
-          const V scale = hn::Mul(d, load_u8(w.bytes(v, 4 + 2 * pair + first + h)));
-          const V min = hn::Mul(d_min, load_u8(w.bytes(v, 12 + 2 * pair + first + h)));
+          const V scale = hn::Mul(d, load_i8(w.bytes(v, 2 + 8 * half + 2 * (pair + 2 * (first + h)) + part)));
           RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-            const InputBlock& one = here[r * stride + h];
-            pass.add(v, r, acc[h][v][r], scale, one);
-            pass.total[v][r] = hn::NegMulAdd(min, set(one.scaled_sum), pass.total[v][r]);
+            pass.add(v, r, acc[h][v][r], scale, here[r * stride + 2 * h]);
           }
         }
       }
@@ -243,53 +316,8 @@ HWY_INLINE void add_lines(Pass<kVectors, kRows, kFrom>& pass, const BlockAt& w, 
 template <int kVectors, int kRows, From kFrom>
 HWY_INLINE void add_q6_k(Pass<kVectors, kRows, kFrom>& pass, const BlockAt& w, const InputBlock* x,
                          int64_t stride) {
-  // From memory as with several rows: five instructions for each vector of weights, and two streams.
-  constexpr From kUnits = kFrom == From::memory_bound ? From::memory : kFrom;
   for (int half = 0; half < 2; ++half) {
-    for (int pair = 0; pair < 2; ++pair) {  // blocks of 32 elements `pair` and pair + 2 of the half
-      RWKVX_UNROLL for (int part = 0; part < 2; ++part) {  // 16 elements of one scale
-        RWKVX_UNROLL for (int first = 0; first < 2; first += kHalves<kVectors>) {
-          const InputBlock* here = x + 4 * half + pair + 2 * first;
-          Accumulators<kVectors, kRows> acc[kHalves<kVectors>];
-          RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
-            RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-              RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
-                acc[h][v][r] = hn::Set(I32(), here[r * stride + 2 * h].start[part]);
-              }
-            }
-          }
-          RWKVX_UNROLL for (int i = 4 * part; i < 4 * part + 4; ++i) {
-            VU8 weights[kHalves<kVectors>][kVectors];
-            RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
-              const VU8 unit = load_unit<kUnits>(w.unit(v, 16 * half + 8 * pair + i));
-              const VU8 two_bits = load_unit<kUnits>(w.unit(v, 32 + 8 * half + i));
-              RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
-                weights[h][v] =
-                    hn::Or(four_bits(unit, first + h), bits_to_4(two_bits, 2 * pair + 4 * (first + h), 3));
-              }
-            }
-            RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-              RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
-                const auto four = four_inputs<kVectors>(here[r * stride + 2 * h].q + 4 * i);
-                RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
-                  acc[h][v][r] = dot(acc[h][v][r], weights[h][v], four);
-                }
-              }
-            }
-          }
-          RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
-            const V d = load_f16(w.f16(v, 0));
-            RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
-              const V scale =
-                  hn::Mul(d, load_i8(w.bytes(v, 2 + 8 * half + 2 * (pair + 2 * (first + h)) + part)));
-              RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-                pass.add(v, r, acc[h][v][r], scale, here[r * stride + 2 * h]);
-              }
-            }
-          }
-        }
-      }
-    }
+    for_pairs<kFrom, 2>([&](int pair) HWY_ATTR { add_q6_k_pair(pass, w, x, stride, half, pair); });
   }
 }
 
