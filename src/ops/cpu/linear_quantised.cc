@@ -446,12 +446,21 @@ Starts starts(DType weight) {
   return {0, 0};
 }
 
+HWY_INLINE void store_last_bytes(V v, int8_t* to) {
+#if HWY_TARGET <= HWY_AVX3
+  // Highway 1.0.3's TruncateTo() moves other bytes for AVX3_DL.
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_castps_si512(v.raw)));
+#else
+  const hn::Rebind<uint32_t, F> u32;
+  const hn::Rebind<uint8_t, F> u8;
+  hn::StoreU(hn::TruncateTo(u8, hn::BitCast(u32, v)), u8, reinterpret_cast<uint8_t*>(to));
+#endif
+}
+
 template <typename T>
 HWY_INLINE void quantise_block(const T* x, Starts starts, InputBlock& to) {
   // Bits of absolute values order as integers do, with those that are not finite at the end.
   const hn::Rebind<int32_t, F> i32;
-  const hn::Rebind<uint32_t, F> u32;
-  const hn::Rebind<uint8_t, F> u8;
   auto largest = hn::Zero(i32);
   for (int i = 0; i < 32; i += kLanes) {
     largest = hn::Max(largest, hn::BitCast(i32, hn::Abs(load(x + i))));
@@ -467,9 +476,7 @@ HWY_INLINE void quantise_block(const T* x, Starts starts, InputBlock& to) {
   to.scale = most / 127;
   for (int i = 0; i < 32; i += kLanes) {
     // The sum's last bit stands for 1, so that its last byte is the rounded number.
-    const V rounded = hn::Add(hn::Mul(load(x + i), inverse), set(0x1.8p23f));
-    const auto bytes = hn::TruncateTo(u8, hn::BitCast(u32, rounded));
-    hn::StoreU(bytes, u8, reinterpret_cast<uint8_t*>(to.q + i));
+    store_last_bytes(hn::Add(hn::Mul(load(x + i), inverse), set(0x1.8p23f)), to.q + i);
   }
   const int32_t halves[] = {sum_of_bytes(to.q), sum_of_bytes(to.q + 16)}, sum = halves[0] + halves[1];
   for (int i = 0; i < 2; ++i) to.start[i] = starts.of_all * sum + starts.of_half * halves[i];
