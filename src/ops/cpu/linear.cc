@@ -325,7 +325,6 @@ void Linear::run_bytes(const FewRows& product, int64_t first, int64_t outs) {
     const int64_t here = std::min(some, first + outs - o);
     for (int64_t row = 0, rows; row < all; row += rows) {
       rows = std::min(row == 0 ? kFewRows : kCachedBytesRows, all - row);
-      if (here < kGroup) std::fill_n(sums, rows * kOutBlock, 0.0f);
       dot_rows_quantised({.weight = by_bytes(call),
                           .first = o,
                           .outs = here,
