@@ -1,4 +1,4 @@
-"""rwkvx as compare_llama_cpp runs it: models made for both programs, a loaded model on request, single commands."""
+"""rwkvx as compare_llama_cpp and token_regions run it: models made for both programs, a loaded model on request, single commands."""
 import contextlib
 import json
 import subprocess
@@ -20,8 +20,8 @@ class Rwkvx:
         command = [program, gguf, precision, str(threads)] + ([kv_dtype] if kv_dtype else [])
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def time(self, what, tokens):
-        """Tokens per second. `what`: prefill, from an empty state, or decode, from where it is."""
+    def ask(self, what, tokens):
+        """The line that answers one of model_speed's commands."""
         try:
             self.process.stdin.write(f'{what} {tokens}\n')
             self.process.stdin.flush()
@@ -31,7 +31,11 @@ class Rwkvx:
         if not answer:
             sys.exit(f'model_speed {self.gguf} ended at {what} {tokens} with status {self.process.wait()}; '
                      'what it said is above (-9: memory was short)')
-        return float(answer)
+        return answer
+
+    def time(self, what, tokens):
+        """Tokens per second. `what`: prefill, from an empty state, or decode, from where it is."""
+        return float(self.ask(what, tokens))
 
     def close(self):
         with contextlib.suppress(BrokenPipeError):  # it may have ended

@@ -151,14 +151,30 @@ struct BlockAt {
   const std::byte* bytes(int v, int64_t at) const { return scales + v * group + kGroup * at + lane; }
 };
 
-/// x: the blocks of kRows rows, `stride` apart.
+/// x: here and below the blocks of kRows rows, `stride` apart.
+template <int kVectors, int kRows>
+HWY_INLINE void begin_sums(const InputBlock* x, int64_t stride, int part,
+                           Accumulators<kVectors, kRows>& acc) {
+  RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
+    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) acc[v][r] = hn::Set(I32(), x[r * stride].start[part]);
+  }
+}
+
+/// Of types with one scale for a block.
+template <int kVectors, int kRows, From kFrom>
+HWY_INLINE void add_scaled(Pass<kVectors, kRows, kFrom>& pass, const BlockAt& w,
+                           const Accumulators<kVectors, kRows>& acc, const InputBlock* x, int64_t stride) {
+  RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
+    const V scale = load_f16(w.f16(v, 0));
+    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) pass.add(v, r, acc[v][r], scale, x[r * stride]);
+  }
+}
+
 template <int kVectors, int kRows, From kFrom>
 HWY_INLINE void add_q8_0(Pass<kVectors, kRows, kFrom>& pass, const BlockAt& w, const InputBlock* x,
                          int64_t stride) {
   Accumulators<kVectors, kRows> acc;
-  RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) acc[v][r] = hn::Set(I32(), x[r * stride].start[0]);
-  }
+  begin_sums<kVectors, kRows>(x, stride, 0, acc);
   RWKVX_UNROLL for (int u = 0; u < 8; ++u) {
     VU8 unit[kVectors];
     RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) unit[v] = load_unit<kFrom>(w.unit(v, u));
@@ -167,19 +183,14 @@ HWY_INLINE void add_q8_0(Pass<kVectors, kRows, kFrom>& pass, const BlockAt& w, c
       RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) acc[v][r] = dot_signed(acc[v][r], unit[v], four);
     }
   }
-  RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
-    const V scale = load_f16(w.f16(v, 0));
-    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) pass.add(v, r, acc[v][r], scale, x[r * stride]);
-  }
+  add_scaled(pass, w, acc, x, stride);
 }
 
 template <int kVectors, int kRows, From kFrom>
 HWY_INLINE void add_q4_0(Pass<kVectors, kRows, kFrom>& pass, const BlockAt& w, const InputBlock* x,
                          int64_t stride) {
   Accumulators<kVectors, kRows> acc;
-  RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-    RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) acc[v][r] = hn::Set(I32(), x[r * stride].start[0]);
-  }
+  begin_sums<kVectors, kRows>(x, stride, 0, acc);
   RWKVX_UNROLL for (int u = 0; u < 4; ++u) {
     VU8 low[kVectors], high[kVectors];
     RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
@@ -194,10 +205,7 @@ HWY_INLINE void add_q4_0(Pass<kVectors, kRows, kFrom>& pass, const BlockAt& w, c
       RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) acc[v][r] = dot(acc[v][r], high[v], second);
     }
   }
-  RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
-    const V scale = load_f16(w.f16(v, 0));
-    RWKVX_UNROLL for (int r = 0; r < kRows; ++r) pass.add(v, r, acc[v][r], scale, x[r * stride]);
-  }
+  add_scaled(pass, w, acc, x, stride);
 }
 
 /// Where a unit has 4 bits for each of two blocks of inputs: how many of these are summed at a time. With two
@@ -275,11 +283,7 @@ HWY_INLINE void add_q6_k_pair(Pass<kVectors, kRows, kFrom>& pass, const BlockAt&
       const InputBlock* here = x + 4 * half + pair + 2 * first;
       Accumulators<kVectors, kRows> acc[kHalves<kVectors>];
       RWKVX_UNROLL for (int h = 0; h < kHalves<kVectors>; ++h) {
-        RWKVX_UNROLL for (int r = 0; r < kRows; ++r) {
-          RWKVX_UNROLL for (int v = 0; v < kVectors; ++v) {
-            acc[h][v][r] = hn::Set(I32(), here[r * stride + 2 * h].start[part]);
-          }
-        }
+        begin_sums<kVectors, kRows>(here + 2 * h, stride, part, acc[h]);
       }
       RWKVX_UNROLL for (int i = 4 * part; i < 4 * part + 4; ++i) {
         VU8 weights[kHalves<kVectors>][kVectors];
@@ -406,7 +410,10 @@ HWY_INLINE void dot_groups(const RowsAndBlocks& of) {
     }
   }
   for (; g < end; ++g, row = 0) {
-    if constexpr (kRowsOfOne > 2) pass.template operator()<1, kRowsOfOne, From::memory>(g);
+    if constexpr (kRowsOfOne > 4) {
+      pass.template operator()<1, kRowsOfOne, From::memory>(g);
+      pass.template operator()<1, 4, From::memory>(g);
+    }
     pass.template operator()<1, 2, From::memory_bound>(g);
     pass.template operator()<1, 1, From::memory_bound>(g);
   }
@@ -439,7 +446,7 @@ HWY_INLINE int32_t sum_of_bytes(const int8_t* q) {
 struct Starts {
   int32_t of_all, of_half;
 };
-Starts starts(DType weight) {
+Starts starts_of(DType weight) {
   if (weight == DType::q8_0) return {-kSignedOffset, 0};
   if (weight == DType::q4_0) return {-8, 0};
   if (weight == DType::q6_k) return {0, -32};
@@ -484,7 +491,7 @@ HWY_INLINE void quantise_block(const T* x, Starts starts, InputBlock& to) {
 }
 
 void quantise_input(const LinearCall& call, InputBlock* to) {
-  const Starts offsets = starts(call.w->weight.dtype());
+  const Starts offsets = starts_of(call.w->weight.dtype());
   with_real_or_bf16(call.x.dtype(), call.x.data(), [&](auto* x) {
     for (int64_t i = 0; i < call.x.elements() / 32; ++i) quantise_block(x + 32 * i, offsets, to[i]);
   });
